@@ -1,0 +1,37 @@
+# CI calls these and nothing else.
+.PHONY: setup demo test check ui pages clean
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+export TOKENIZERS_PARALLELISM := true
+PYTHON ?= python3
+DEMO_PAGE := data/sample/pages/harwickcourier
+
+setup: $(VENV)/ready  ## install everything into .venv
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[train]' --group dev
+	touch $@
+
+demo: setup  ## train the small experiment and show a page of a site that it did not train on
+	dvc repro --quiet evaluate@sample
+	copydesk predict --model models/sample/release $(DEMO_PAGE)
+	@echo "Compare runs in a browser: make ui"
+
+test: setup  ## run the tests
+	pytest
+
+check: setup  ## lint, format, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: setup  ## open the MLflow UI on the runs made here and those kept in git
+	python -m train.tracking import
+	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port 5000
+
+pages: setup  ## fetch the annotated pages, 41 MB
+	python -m train.fetch

@@ -1,0 +1,29 @@
+"""Read scraped news pages: what is body, boilerplate, paywall or sponsored, and what the article is about."""
+
+from typing import TYPE_CHECKING, Any
+
+from copydesk.page import FailedPage, ModelInfo, Page, PageError, Scores, Section, Topic
+
+if TYPE_CHECKING:
+    from copydesk.predictor import Document, Predictor, load
+
+__all__ = [
+    "Document",
+    "FailedPage",
+    "ModelInfo",
+    "Page",
+    "PageError",
+    "Predictor",
+    "Scores",
+    "Section",
+    "Topic",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Document", "Predictor", "load"}:  # torch takes a second to import: only those who predict wait for it
+        from copydesk import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,323 @@
+"""The command line: `copydesk predict | info | export`.
+
+Knows options, terminals and exit codes; knows nothing of how a page is found, read or labelled.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from copydesk.inputs import InputError, find_pages, predict_pages
+from copydesk.page import FailedPage, Page
+from copydesk.split import Kind, Limits
+from copydesk.terminal import UNPRINTABLE, megabytes, printable, show_facts, show_pages
+
+if TYPE_CHECKING:  # torch takes a second to import: `--help` and a wrong path do not wait for it
+    from copydesk.predictor import Predictor
+    from copydesk.saved import Description, Manifest
+
+Format = Literal["text", "json", "jsonl"]
+
+_SHOWN_BATCH_TOKENS = 4_096
+"""Who watches wants the first page soon, not the last."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Read scraped news pages: what is body, boilerplate, paywall or sponsored, and what the article is about.",
+)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        envvar="COPYDESK_MODEL",
+        help="Model folder. Without it: models/released of the checkout, or of the current folder.",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="copydesk")
+
+
+@app.command(no_args_is_help=True)
+def predict(  # noqa: PLR0913 (an argument an option)
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Files, folders (searched for .html, .htm and .txt, each also with .gz), patterns such as "
+            "'crawl/*.html', or - for standard input.",
+            show_default=False,
+        ),
+    ],
+    *,
+    model: ModelOption = None,
+    format: Annotated[  # noqa: A002 (the option's name)
+        Format,
+        typer.Option(
+            help="text to look at, json for one array, jsonl for one page a line. A page that cannot be read gets "
+            "a row with source and error."
+        ),
+    ] = "text",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write here instead of standard output. The file appears when all is done, or stays as it was.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[Kind, typer.Option(help="What the pages are; auto looks for tags.")] = "auto",
+    device: Annotated[  # restated: copydesk.predictor imports torch
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes CUDA where there is one.")
+    ] = "auto",
+    max_bytes: Annotated[int, typer.Option(min=1, help="Refuse a page with more bytes.")] = Limits().max_bytes,
+    max_sections: Annotated[int, typer.Option(min=1, help="Refuse a page with more sections.")] = Limits().max_sections,
+    max_depth: Annotated[
+        int, typer.Option(min=1, help="Refuse a page that nests elements deeper.")
+    ] = Limits().max_depth,
+) -> None:
+    """Label the sections of pages and name their topics.
+
+    Exit status: 0 all pages were read, 1 some were not, 2 nothing could be done.
+    """
+    limits = Limits(max_bytes=max_bytes, max_sections=max_sections, max_depth=max_depth)
+    try:
+        sources = find_pages(paths)
+    except InputError as error:
+        _give_up(error)
+    folder = _model_folder(model)
+    failed = 0
+    with _opened(output) as stream:
+        predictor = _load(folder, device=device, limits=limits)
+        if stream.isatty():
+            predictor.max_batch_tokens = _SHOWN_BATCH_TOKENS
+
+        def rows() -> Iterator[Page | FailedPage]:
+            nonlocal failed
+            with _progress(total=len(sources), hidden=stream.isatty()) as advance:
+                for row in predict_pages(predictor, sources, kind=kind):
+                    failed += isinstance(row, FailedPage)
+                    yield row
+                    advance()
+
+        _write(rows(), stream, format=format)
+    if failed:
+        if format != "text" or output:
+            _stderr().print(Text(f"{failed:,} of {len(sources):,} pages could not be read: see `error` in their rows"))
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            envvar="COPYDESK_MODEL",
+            help="Model folder. Without it: the one that predict would take.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Say what a model is, and check that its files are what they were."""
+    from copydesk.saved import ModelError, read_description, read_manifest
+
+    folder = _model_folder(model)
+    try:
+        facts = _facts(folder, read_manifest(folder), read_description(folder))
+    except (ModelError, OSError) as error:
+        _give_up(error)
+    if as_json:
+        import json
+
+        print(json.dumps(facts, indent=1))
+    else:
+        show_facts(facts, Console(highlight=False))
+
+
+@app.command(no_args_is_help=True)
+def export(
+    standalone: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write: new, or empty.", show_default=False)
+    ],
+    *,
+    model: ModelOption = None,
+) -> None:
+    """Copy a model so that the copy needs no pretrained encoder beside it."""
+    from copydesk.encoder import EncoderError
+    from copydesk.saved import ModelError, export_standalone
+
+    folder = _model_folder(model)
+    try:
+        manifest = export_standalone(folder, standalone)
+    except (ModelError, EncoderError, OSError) as error:
+        _give_up(error)
+    size = sum((standalone / file).stat().st_size for file in manifest.files)
+    print(printable(f"{standalone}: {manifest.name} {manifest.version}, {megabytes(size)}"))
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 (as Typer calls it)
+    if value:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"copydesk {version('copydesk')}")
+        except PackageNotFoundError:
+            print("copydesk, run from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _model_folder(model: str | None) -> Path:
+    if model:
+        return Path(model)
+    places = (Path(__file__).parents[1] / "models" / "released", Path("models", "released"))
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    _give_up(
+        f"there is no model: neither --model nor COPYDESK_MODEL names one, and {' and '.join(map(str, places))} do not "
+        "exist. Train one with `make demo` in a checkout, or name a model folder with --model DIR or COPYDESK_MODEL=DIR"
+    )
+    return None
+
+
+def _load(folder: Path, *, device: Literal["auto", "cpu", "cuda"], limits: Limits) -> "Predictor":
+    console = _stderr()
+    with console.status("reading the model") if console.is_terminal else contextlib.nullcontext():
+        from copydesk.predictor import load
+
+        try:
+            return load(folder, device=device, limits=limits)
+        except (ValueError, OSError) as error:  # ModelError, EncoderError, a device that is not there
+            _give_up(error)
+
+
+def _give_up(reason: object) -> NoReturn:
+    _stderr().print(Text.assemble(("error: ", "bold red"), printable(str(reason))))
+    raise typer.Exit(2)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _opened(output: str | None) -> Iterator[TextIO]:
+    """Open standard output, or a file that takes its name when all is written."""
+    if output is None or output == "-":
+        stream = sys.stdout
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+        try:
+            yield stream
+            stream.flush()
+        except OSError as error:
+            # The rest of the buffer cannot be written either, and the interpreter would say so as it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                _give_up(f"cannot write to standard output: {error.strerror}")
+            raise typer.Exit(1) from error
+        return
+    target = Path(output).resolve()
+    in_place = target.exists() and not target.is_file()  # a device or a pipe
+    path = target if in_place else target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        if not in_place:
+            path.replace(target)
+    except OSError as error:
+        _give_up(f"cannot write {output} ({error.strerror}): name a file in a folder that exists and is yours to write")
+    finally:
+        if not in_place:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _progress(*, total: int, hidden: bool) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error where that is a terminal, and give the function that moves it."""
+    console = _stderr()
+    if hidden or total < 2 or not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("pages"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _write(rows: Iterable[Page | FailedPage], stream: TextIO, *, format: Format) -> None:  # noqa: A002
+    if format == "text":
+        to_file = stream is not sys.stdout
+        console = Console(file=stream, highlight=False, force_terminal=False if to_file else None)
+        show_pages(rows, console)
+        return
+    before = "[\n"
+    for row in rows:
+        line = _json_line(row)
+        stream.write(f"{line}\n" if format == "jsonl" else f"{before}{line}")
+        stream.flush()
+        before = ",\n"
+    if format == "json":
+        stream.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _json_line(row: Page | FailedPage) -> str:
+    """Return the row as JSON: one line to every reader, and nothing in it that a terminal would obey."""
+    return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", row.model_dump_json())
+
+
+def _facts(folder: Path, manifest: "Manifest", description: "Description") -> dict[str, Any]:
+    base = description.base
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "created": manifest.created,
+        "run": manifest.run,
+        "standalone": base is None,
+        "base": base and base.model_dump(include={"name", "sha256"}),
+        "network": description.network,
+        "encoding": description.encoding.model_dump(),
+        "classes": description.classes,
+        "section_temperature": description.section_temperature,
+        "topic_temperature": description.topic_temperature,
+        "topics": [
+            {"id": topic.id, "name": topic.name, "parent": topic.parent, "threshold": threshold}
+            for topic, threshold in zip(description.topics, description.thresholds, strict=True)
+        ],
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256} for name, sha256 in manifest.files.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

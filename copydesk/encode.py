@@ -1,0 +1,275 @@
+"""Turn sections and articles into tokens and layout features. The one way text becomes tensors.
+
+Knows tokens, features and padding; knows nothing of weights, labels or files.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from zlib import crc32
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+from copydesk.split import CLASS_HINTS, RawPage
+
+TEXT_FEATURES = (
+    "characters",
+    "words",
+    "ends_like_a_sentence",
+    "digits",
+    "capitals",
+    "occurrences",
+    "place_by_sections",
+    "place_by_characters",
+    "sections_before",
+    "sections_after",
+    "sections",
+)
+HTML_FEATURES = ("link_share", "is_heading", "is_html")
+"""Zero where the page is plain text."""
+NUM_FEATURES = len(TEXT_FEATURES) + len(HTML_FEATURES)
+
+MAX_PADDING = 0.04
+"""Share of padding above which a chunk of sections ends and another begins."""
+MAX_CHUNK_TOKENS = 8_192
+
+
+class Encoding(BaseModel):
+    """How text becomes tokens; saved with a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    head_tokens: int = Field(default=24, ge=1)
+    """Tokens kept from the start of a section."""
+    tail_tokens: int = Field(default=8, ge=0)
+    """Tokens kept from its end."""
+    max_article_tokens: int = Field(default=256, ge=8)
+    """Tokens of headline and body that the topics are read from."""
+    hint_buckets: int = Field(default=8_192, ge=1)
+    """Size of the hashed vocabulary of tags and class words."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPage:
+    """A page as numbers."""
+
+    tokens: list[list[int]]
+    """Token ids of each distinct section."""
+    distinct: np.ndarray
+    """(sections,) of int: which of `tokens` each section is."""
+    features: np.ndarray
+    """(sections, NUM_FEATURES) of float32."""
+    hints: list[np.ndarray]
+    """For each section the bucket of each hint: tags, then class words."""
+    num_tag_hints: list[int]
+    """For each section how many of its hints come from tags."""
+
+    def __len__(self) -> int:
+        return len(self.distinct)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the section encoder reads for this page."""
+        return sum(map(len, self.tokens))
+
+    def without_hints(self) -> "EncodedPage":
+        """Return the page as it would look if it had come as plain text."""
+        features = self.features.copy()
+        features[:, len(TEXT_FEATURES) :] = 0
+        return replace(self, features=features, hints=[_NO_HINTS] * len(self), num_tag_hints=[0] * len(self))
+
+    def without_class_hints(self) -> "EncodedPage":
+        """Return the page as it would look if its elements had no class names."""
+        return replace(self, hints=[ids[:count] for ids, count in zip(self.hints, self.num_tag_hints, strict=True)])
+
+
+_NO_HINTS = np.zeros(0, dtype=np.int64)
+
+
+class TextEncoder:
+    """Encodes pages and articles with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, encoding: Encoding) -> None:
+        """Take over the tokenizer: padding and truncation are done here."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.encoding = encoding
+        special = tokenizer.encode("").ids
+        # [CLS] … [SEP] for BERT-like tokenizers; nothing around the text where the tokenizer adds nothing.
+        self._before, self._after = special[: len(special) // 2], special[len(special) // 2 :]
+        self._hash_hints = lru_cache(maxsize=50_000)(self._hash)
+
+    def _hash(self, hints: tuple[str, ...]) -> tuple[np.ndarray, int]:
+        # crc32 is the same on every machine and in every process, unlike hash().
+        ids = np.array([crc32(hint.encode()) % self.encoding.hint_buckets for hint in hints], dtype=np.int64)
+        return ids, sum(not hint.startswith(CLASS_HINTS) for hint in hints)
+
+    def encode_page(self, page: RawPage) -> EncodedPage:
+        """Encode the sections of a page, each distinct text once."""
+        texts = page.texts()
+        index: dict[str, int] = {}
+        distinct = np.array([index.setdefault(text, len(index)) for text in texts], dtype=np.int64)
+        hints = [self._hash_hints(section.hints) for section in page.sections]
+        tokens: list[list[int]] = []
+        remaining = iter(index)
+        while batch := list(islice(remaining, 4_096)):  # a page of 100,000 sections must not be held as encodings
+            tokens += [self._cut(e.ids) for e in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        return EncodedPage(
+            tokens, distinct, features_of(page, texts), [ids for ids, _ in hints], [count for _, count in hints]
+        )
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        head, tail = self.encoding.head_tokens, self.encoding.tail_tokens
+        if len(ids) > head + tail:
+            ids = ids[:head] + ids[len(ids) - tail :]
+        return [*self._before, *ids, *self._after]
+
+    def encode_articles(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode articles (headline, line break, body), each cut to its first tokens."""
+        room = self.encoding.max_article_tokens - len(self._before) - len(self._after)
+        # Fifteen characters a token is far above any real text: cutting first saves tokenizing whole books.
+        encodings = self.tokenizer.encode_batch_fast([text[: room * 15] for text in texts], add_special_tokens=False)
+        return [[*self._before, *encoding.ids[:room], *self._after] for encoding in encodings]
+
+
+_DIGIT = re.compile(r"\d")
+_CAPITAL = re.compile(r"[A-Z]")
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+
+
+@lru_cache(maxsize=50_000)
+def _text_features(text: str) -> tuple[float, float, float, float, float]:
+    length = len(text)
+    return (
+        math.log1p(length) / 7,
+        math.log1p(text.count(" ") + 1) / 5,
+        float(_SENTENCE_END.search(text[-8:]) is not None),
+        len(_DIGIT.findall(text)) / length,
+        len(_CAPITAL.findall(text)) / length,
+    )
+
+
+def features_of(page: RawPage, texts: Sequence[str]) -> np.ndarray:
+    """Return (sections, NUM_FEATURES) of float32, each about between 0 and 1."""
+    count = len(texts)
+    features = np.zeros((count, NUM_FEATURES), dtype=np.float32)
+    if not count:
+        return features
+    occurrences = Counter(texts)
+    place = np.arange(count)
+    lengths = np.array([len(text) for text in texts])
+    features[:, :5] = [_text_features(text) for text in texts]
+    features[:, 5] = np.log([occurrences[text] for text in texts])
+    features[:, 6] = (place + 0.5) / count
+    features[:, 7] = (np.cumsum(lengths) - lengths / 2) / lengths.sum()
+    features[:, 8] = np.log1p(place) / 7
+    features[:, 9] = np.log1p(count - 1 - place) / 7
+    features[:, 10] = math.log1p(count) / 7
+    if page.kind == "html":
+        features[:, 11] = [section.link_share for section in page.sections]
+        features[:, 12] = [section.is_heading for section in page.sections]
+        features[:, 13] = 1
+    return features
+
+
+@dataclass(frozen=True, slots=True)
+class PageBatch:
+    """Pages packed for the network: no section is encoded twice, hardly a token is padding."""
+
+    chunks: list[tuple[torch.Tensor, torch.Tensor | None]]
+    """Token ids (rows, tokens) and attention mask, None where nothing is padded; rows of about equal length."""
+    row_of_section: torch.Tensor
+    """(sections,): the row over all chunks, in their order, that holds each section's text."""
+    features: torch.Tensor
+    """(sections, NUM_FEATURES)."""
+    hint_ids: torch.Tensor
+    """(hints,): buckets of all sections, one after the other."""
+    hint_offsets: torch.Tensor
+    """(sections,): where each section's begin."""
+    page_lengths: list[int]
+    """Sections of each page."""
+
+
+def collate_pages(pages: Sequence[EncodedPage], *, pad_id: int = 0) -> PageBatch:
+    """Pack pages; equal sections of different pages are encoded once."""
+    index: dict[tuple[int, ...], int] = {}
+    distinct: list[np.ndarray] = []
+    for page in pages:
+        rows = np.array([index.setdefault(tuple(tokens), len(index)) for tokens in page.tokens], dtype=np.int64)
+        distinct.append(rows[page.distinct])
+    tokens = list(index)
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    row_of = np.empty(len(order), dtype=np.int64)
+    row_of[order] = np.arange(len(order))
+    return _batch(pages, distinct, row_of=row_of, chunks=chunk([tokens[i] for i in order], pad_id=pad_id))
+
+
+def collate_encoded(pages: Sequence[EncodedPage]) -> PageBatch:
+    """Pack pages whose texts are encoded already: rows are the distinct sections of each page, page after page."""
+    starts = np.cumsum([0, *(len(page.tokens) for page in pages)])
+    distinct = [page.distinct + start for page, start in zip(pages, starts[:-1], strict=True)]
+    return _batch(pages, distinct, row_of=np.arange(starts[-1]), chunks=[])
+
+
+def _batch(
+    pages: Sequence[EncodedPage],
+    distinct: Sequence[np.ndarray],
+    *,
+    row_of: np.ndarray,
+    chunks: list[tuple[torch.Tensor, torch.Tensor | None]],
+) -> PageBatch:
+    hints = [ids for page in pages for ids in page.hints]
+    counts = np.array([len(ids) for ids in hints], dtype=np.int64)
+    return PageBatch(
+        chunks=chunks,
+        row_of_section=torch.from_numpy(row_of[np.concatenate([_NO_HINTS, *distinct])]),
+        features=torch.from_numpy(
+            np.concatenate([np.zeros((0, NUM_FEATURES), dtype=np.float32), *[page.features for page in pages]])
+        ),
+        hint_ids=torch.from_numpy(np.concatenate([_NO_HINTS, *hints])),
+        hint_offsets=torch.from_numpy(np.cumsum(counts) - counts),
+        page_lengths=[len(page) for page in pages],
+    )
+
+
+def chunk(
+    rows: Iterable[Sequence[int]], *, pad_id: int = 0, max_tokens: int = MAX_CHUNK_TOKENS
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Cut rows, sorted by length, into padded chunks.
+
+    Returns:
+        For each chunk token ids (rows, tokens) and attention mask, None where nothing is padded.
+    """
+    chunks = []
+    group: list[Sequence[int]] = []
+    real = 0
+    for row in rows:
+        width = len(row)
+        padded = width * (len(group) + 1)
+        # A few rows of other lengths cost less than a call of their own.
+        wasteful = padded - real - width > max(MAX_PADDING * padded, 256)
+        if group and (wasteful or padded > max_tokens):
+            chunks.append(_pad(group, pad_id))
+            group, real = [], 0
+        group.append(row)
+        real += width
+    if group:
+        chunks.append(_pad(group, pad_id))
+    return chunks
+
+
+def _pad(rows: list[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    if int(lengths.min()) == width:
+        return ids, None
+    return ids, (torch.arange(width) < lengths[:, None]).long()

@@ -1,0 +1,210 @@
+"""The network: section encoder, page encoder, section head, topic head. Tensors in, logits out.
+
+Knows weights and shapes; knows nothing of text, thresholds or files. Shapes: S sections of all pages of a batch, D the
+encoder's width, C classes, A articles, T topics.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from copydesk.encode import NUM_FEATURES, PageBatch
+from copydesk.labels import CLASSES
+
+
+class CopydeskConfig(PretrainedConfig):
+    """Shape of the network."""
+
+    model_type = "copydesk"
+
+    def __init__(  # noqa: PLR0913 (transformers passes a config's fields one by one)
+        self,
+        *,
+        encoder: dict[str, Any] | None = None,
+        num_topics: int = 0,
+        page_width: int = 256,
+        page_layers: int = 2,
+        hint_buckets: int = 8_192,
+        hint_width: int = 64,
+        window_sections: int = 1_024,
+        window_overlap: int = 256,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Describe a network.
+
+        Args:
+            encoder: config of the section encoder, as its `to_dict()` gives it.
+            num_topics: logits of the topic head.
+            page_width: width of the page encoder, a multiple of 64.
+            page_layers: its depth; 0 judges each section by itself.
+            hint_buckets: size of the hashed vocabulary of tags and class words.
+            hint_width: width of their embeddings.
+            window_sections: sections that the page encoder reads at once.
+            window_overlap: sections that neighbouring windows share.
+            dropout: on the page encoder's residuals, in training.
+            kwargs: what transformers keeps in every config.
+        """
+        self.encoder = encoder
+        self.num_topics = num_topics
+        self.page_width = page_width
+        self.page_layers = page_layers
+        self.hint_buckets = hint_buckets
+        self.hint_width = hint_width
+        self.window_sections = window_sections
+        self.window_overlap = window_overlap
+        self.dropout = dropout
+        super().__init__(**kwargs)
+
+
+class PageLayer(nn.Module):
+    """A pre-norm transformer layer over the sections of one window, with rotary positions (arXiv:2104.09864)."""
+
+    def __init__(self, width: int, *, dropout: float) -> None:
+        super().__init__()
+        if width % 64:
+            raise ValueError(f"page_width is {width}, expected a multiple of 64: heads are 64 wide")
+        self.num_heads = width // 64
+        self.dropout = nn.Dropout(dropout)
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_output = nn.Linear(width, width)
+        self.feed_norm = nn.LayerNorm(width)
+        self.feed_up = nn.Linear(width, 4 * width)
+        self.feed_down = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Read a window of sections, (sections, width), and return the same shape."""
+        sections, width = x.shape
+        heads = self.query_key_value(self.attention_norm(x)).view(sections, 3, self.num_heads, 64)
+        query, key, value = heads.permute(1, 2, 0, 3)
+        attended = functional.scaled_dot_product_attention(
+            _rotate(query, rotary)[None], _rotate(key, rotary)[None], value[None]
+        )
+        x = x + self.dropout(self.attention_output(attended[0].transpose(0, 1).reshape(sections, width)))
+        return x + self.dropout(self.feed_down(functional.gelu(self.feed_up(self.feed_norm(x)))))
+
+
+def _rotary(sections: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    rates = 1_000.0 ** (-torch.arange(0, 64, 2, device=device) / 64)
+    angles = torch.outer(torch.arange(sections, device=device), rates)
+    return angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+
+def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    cos, sin = (part.to(x.dtype) for part in rotary)
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def windows_of(length: int, *, size: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Cover `length` sections by windows.
+
+    Returns:
+        (start, stop, keep_from, keep_to) of each: all sections are read at least once, each is kept once, from the
+        window in which it stands farther from an edge.
+    """
+    if length <= size:
+        return [(0, length, 0, length)]
+    count = -(-(length - overlap) // (size - overlap))
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    cuts = [0, *((b + a + size) // 2 for a, b in pairwise(starts)), length]
+    return [(start, start + size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+
+
+class PageEncoder(nn.Module):
+    """Reads the section vectors of a whole page in order, with their layout."""
+
+    def __init__(self, config: CopydeskConfig, width: int) -> None:
+        super().__init__()
+        self.size, self.overlap = config.window_sections, config.window_overlap
+        self.section_projection = nn.Linear(width, config.page_width)
+        self.feature_projection = nn.Linear(NUM_FEATURES, config.page_width)
+        self.hint_embedding = nn.EmbeddingBag(config.hint_buckets, config.hint_width, mode="sum")
+        self.hint_projection = nn.Linear(config.hint_width, config.page_width)
+        self.layers = nn.ModuleList(
+            PageLayer(config.page_width, dropout=config.dropout) for _ in range(config.page_layers)
+        )
+        self.norm = nn.LayerNorm(config.page_width)
+
+    def forward(self, sections: torch.Tensor, batch: PageBatch) -> torch.Tensor:
+        """Return (S, page_width) from section vectors (S, D)."""
+        hints = self.hint_embedding(batch.hint_ids, batch.hint_offsets)
+        x = self.section_projection(sections) + self.feature_projection(batch.features) + self.hint_projection(hints)
+        pages = [self._read(page) for page in x.split(batch.page_lengths)]
+        return self.norm(torch.cat(pages))
+
+    def _read(self, page: torch.Tensor) -> torch.Tensor:
+        kept = []
+        for start, stop, keep_from, keep_to in windows_of(len(page), size=self.size, overlap=self.overlap):
+            window = page[start:stop]
+            rotary = _rotary(len(window), window.device)
+            for layer in self.layers:
+                window = layer(window, rotary)
+            kept.append(window[keep_from - start : keep_to - start])
+        return torch.cat(kept)
+
+
+class CopydeskModel(PreTrainedModel):
+    """Section logits for pages and topic logits for articles, from one text encoder."""
+
+    config_class = CopydeskConfig
+    base_model_prefix = "copydesk"
+
+    def __init__(self, config: CopydeskConfig, encoder: PreTrainedModel | None = None) -> None:
+        """Build the network; without `encoder` one with random weights from `config.encoder`."""
+        super().__init__(config)
+        if encoder is None:
+            settings = dict(config.encoder or {})
+            encoder = AutoModel.from_config(AutoConfig.for_model(**settings))
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None  # sections are mean-pooled; unused weights would break distributed training
+        self.encoder = encoder
+        width = encoder.config.hidden_size
+        self.page_encoder = PageEncoder(config, width)
+        self.section_head = nn.Linear(config.page_width, len(CLASSES))
+        self.topic_head = nn.Linear(width, config.num_topics)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.EmbeddingBag):
+            nn.init.normal_(module.weight, std=0.02)  # a word never seen in training must say next to nothing
+
+    def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
+        """Return mean-pooled vectors (rows of all chunks, D) in float32."""
+        vectors = []
+        for input_ids, mask in chunks:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            if mask is None:
+                vectors.append(hidden.mean(dim=1, dtype=torch.float32))
+            else:
+                weights = mask[..., None].float()
+                vectors.append((hidden * weights).sum(dim=1) / weights.sum(dim=1))
+        if not vectors:
+            return torch.zeros(0, self.encoder.config.hidden_size, device=self.device)
+        return torch.cat(vectors)
+
+    def section_logits(self, batch: PageBatch) -> torch.Tensor:
+        """Return (S, C)."""
+        if not len(batch.row_of_section):
+            return torch.zeros(0, len(CLASSES), device=self.device)
+        return self.classify_sections(self.encode_rows(batch.chunks), batch)
+
+    def classify_sections(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
+        """Return (S, C) from the vectors of distinct sections (rows, D)."""
+        return self.section_head(self.page_encoder(rows[batch.row_of_section], batch)).float()
+
+    def forward(
+        self, pages: PageBatch, articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return section logits (S, C) and topic logits (A, T): one call, as distributed training needs it."""
+        return self.section_logits(pages), self.topic_logits(articles)
+
+    def topic_logits(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
+        """Return (A, T), articles in the order of the chunks' rows."""
+        return self.topic_head(self.encode_rows(chunks)).float()

@@ -1,0 +1,271 @@
+"""Read pages with a saved model: split, encode, network, decode, batched by token budget.
+
+Knows devices, precision and batches; knows nothing of files but the model folder.
+"""
+
+import ctypes
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
+from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_pages
+from copydesk.page import FailedPage, ModelInfo, Page, PageError
+from copydesk.saved import SavedModel, load_saved
+from copydesk.split import Kind, Limits, RawPage, split
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Document(NamedTuple):
+    """A page to read, with what is known of it."""
+
+    content: str | bytes
+    source: str | None = None
+    url: str | None = None
+    kind: Kind = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    document: Document
+    raw: RawPage
+    encoded: EncodedPage
+
+
+def load(path: str | Path, *, device: Device = "auto", limits: Limits | None = None) -> "Predictor":
+    """Load a model folder, ready to read pages.
+
+    Raises:
+        ModelError: the folder cannot be trusted or understood.
+        EncoderError: it builds on a pretrained encoder that cannot be had.
+    """
+    tune_malloc()
+    return Predictor(load_saved(path), device=device, limits=limits)
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the device to run on.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no CUDA device: use --device cpu, or install torch for CUDA")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 in hardware; elsewhere it is many times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def tune_malloc() -> None:
+    """Keep freed memory: glibc otherwise maps and unmaps every large tensor, a page fault for each 4 KiB."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return  # not glibc
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**30)
+    mallopt(top_pad, 64 * 2**20)
+
+
+class Predictor:
+    """Reads pages. Make one with `copydesk.load`; it may be used from one thread at a time."""
+
+    def __init__(
+        self,
+        saved: SavedModel,
+        *,
+        device: Device = "auto",
+        limits: Limits | None = None,
+        max_batch_tokens: int = 32_768,
+        max_batch_sections: int = 8_192,
+        max_batch_pages: int = 256,
+    ) -> None:
+        """Place a saved model on a device.
+
+        Args:
+            saved: the model.
+            device: `auto` takes CUDA where there is one.
+            limits: what a page may cost.
+            max_batch_tokens: budget of one batch; a page above it makes a batch of its own.
+            max_batch_sections: likewise.
+            max_batch_pages: likewise.
+        """
+        self.saved = saved
+        self.limits = limits or Limits()
+        self.info = ModelInfo(name=saved.manifest.name, version=saved.manifest.version)
+        self.device = choose_device(device)
+        self.max_batch_tokens, self.max_batch_sections = max_batch_tokens, max_batch_sections
+        self.max_batch_pages = max_batch_pages
+        self.model = saved.model
+        torch.nn.Module.to(self.model, self.device)
+        if native_bfloat16(self.device):
+            torch.nn.Module.to(self.model.encoder, torch.bfloat16)  # the rest costs little and stays exact
+        self.thresholds = saved.thresholds
+        self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding)
+        self._pad_id = self.model.encoder.config.pad_token_id or 0
+        log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.model.encoder.dtype)
+
+    def predict_one(self, page: str | bytes, *, kind: Kind = "auto") -> Page:
+        """Read one page.
+
+        Raises:
+            PageError: the page breaks a limit.
+        """
+        return self.predict([page], kind=kind)[0]
+
+    def predict(self, pages: Iterable[str | bytes | Document], *, kind: Kind = "auto") -> list[Page]:
+        """Read pages, in order.
+
+        Args:
+            pages: HTML or plain text, or a `Document` that says more.
+            kind: what they are, where they do not say so themselves.
+
+        Raises:
+            PageError: a page breaks a limit.
+        """
+        documents = (page if isinstance(page, Document) else Document(page, kind=kind) for page in pages)
+        return [page for page in self._read(documents, keep_failures=False) if isinstance(page, Page)]
+
+    def stream(self, documents: Iterable[Document | FailedPage]) -> Iterator[Page | FailedPage]:
+        """Read pages as they come, in order.
+
+        Args:
+            documents: pages, and in their places rows for those that could not even be fetched, which are passed on.
+
+        Yields:
+            A `FailedPage` for a page that breaks a limit or the model, so that the others are read all the same.
+        """
+        return self._read(documents, keep_failures=True)
+
+    def _read(self, documents: Iterable[Document | FailedPage], *, keep_failures: bool) -> Iterator[Page | FailedPage]:
+        waiting: list[_Prepared | FailedPage] = []
+        tokens = sections = 0
+        for document in documents:
+            item = document if isinstance(document, FailedPage) else self._prepare(document, keep_failures)
+            if isinstance(item, _Prepared):
+                tokens += item.encoded.num_tokens
+                sections += len(item.encoded)
+            over = (
+                tokens > self.max_batch_tokens
+                or sections > self.max_batch_sections
+                or len(waiting) >= self.max_batch_pages
+            )
+            if waiting and over:
+                yield from self._finish(waiting, keep_failures)
+                waiting = []
+                tokens = item.encoded.num_tokens if isinstance(item, _Prepared) else 0
+                sections = len(item.encoded) if isinstance(item, _Prepared) else 0
+            waiting.append(item)
+        yield from self._finish(waiting, keep_failures)
+
+    def _prepare(self, document: Document, keep_failures: bool) -> _Prepared | FailedPage:  # noqa: FBT001 (private)
+        try:
+            raw = split(document.content, kind=document.kind, limits=self.limits)
+        except PageError as error:
+            if not keep_failures:
+                raise
+            return FailedPage(source=document.source, error=str(error))
+        return _Prepared(document, raw, self._text_encoder.encode_page(raw))
+
+    def _finish(
+        self,
+        waiting: Sequence[_Prepared | FailedPage],
+        keep_failures: bool,  # noqa: FBT001 (private)
+    ) -> Iterator[Page | FailedPage]:
+        prepared = [item for item in waiting if isinstance(item, _Prepared)]
+        pages = iter(self._predict_each(prepared) if keep_failures else self._predict_batch(prepared))
+        for item in waiting:
+            yield next(pages) if isinstance(item, _Prepared) else item
+
+    def _predict_each(self, batch: Sequence[_Prepared]) -> Sequence[Page | FailedPage]:
+        """Predict a batch; if a page breaks the model, find out which by halves."""
+        try:
+            return self._predict_batch(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return [*self._predict_each(batch[:middle]), *self._predict_each(batch[middle:])]
+            log.exception("the model failed on %s", batch[0].document.source)
+            reason = f"the model failed on this page ({type(error).__name__}: {error}): report the page"
+            return [FailedPage(source=batch[0].document.source, error=reason)]
+
+    def _predict_batch(self, batch: Sequence[_Prepared]) -> list[Page]:
+        temperature = self.saved.description.section_temperature
+        logits = self.section_logits([item.encoded for item in batch])
+        probabilities = [class_probabilities(page, temperature=temperature) for page in logits]
+        articles = [article_of(item.raw, page) for item, page in zip(batch, probabilities, strict=True)]
+        topics = list_topics(
+            self.topic_probabilities(["\n".join(article) for article in articles]),
+            thresholds=self.thresholds,
+            topics=self.saved.topics,
+        )
+        return [
+            page_from(
+                item.raw,
+                article=article,
+                probabilities=page,
+                topics=found if any(article) else (),
+                model=self.info,
+                source=item.document.source,
+                url=item.document.url,
+            )
+            for item, article, page, found in zip(batch, articles, probabilities, topics, strict=True)
+        ]
+
+    def topic_probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return calibrated (articles, topics) of articles: headline, line break, body."""
+        return topic_probabilities(
+            self.topic_logits(texts),
+            temperature=self.saved.description.topic_temperature,
+            topics=self.saved.topics,
+        )
+
+    @torch.inference_mode()
+    def section_logits(self, pages: Sequence[EncodedPage]) -> list[np.ndarray]:
+        """Return (sections, classes) of each page."""
+        batch = move_batch(collate_pages(pages, pad_id=self._pad_id), self.device)
+        logits = self.model.section_logits(batch).cpu().numpy()
+        return np.split(logits, np.cumsum(batch.page_lengths)[:-1]) if pages else []
+
+    @torch.inference_mode()
+    def topic_logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Return (articles, topics) of articles."""
+        rows = self._text_encoder.encode_articles(texts)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        chunks = [
+            (ids.to(self.device), None if mask is None else mask.to(self.device))
+            for ids, mask in chunk([rows[i] for i in order], pad_id=self._pad_id)
+        ]
+        logits = np.empty((len(rows), len(self.saved.topics)))
+        logits[order] = self.model.topic_logits(chunks).cpu().numpy() if rows else logits
+        return logits
+
+
+def move_batch(batch: PageBatch, device: torch.device) -> PageBatch:
+    """Return the batch on a device."""
+    if device.type == "cpu":
+        return batch
+    return PageBatch(
+        chunks=[(ids.to(device), None if mask is None else mask.to(device)) for ids, mask in batch.chunks],
+        row_of_section=batch.row_of_section.to(device),
+        features=batch.features.to(device),
+        hint_ids=batch.hint_ids.to(device),
+        hint_offsets=batch.hint_offsets.to(device),
+        page_lengths=batch.page_lengths,
+    )

@@ -1,0 +1,37 @@
+"""The file that MLflow keeps beside a model and runs to load it (models from code).
+
+Knows how MLflow calls a model; what a row means is in `copydesk.registry`. Nobody else imports it.
+"""
+
+from threading import Lock
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+import copydesk
+from copydesk.registry import ARTIFACT, documents_from
+
+
+class PageReader(PythonModel):
+    """Reads pages: rows with `html` or `text`, and perhaps `url`, in; pages as `copydesk.Page` describes them out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the model folder that was packaged."""
+        self._predictor = copydesk.load(context.artifacts[ARTIFACT])
+        self._lock = Lock()  # MLflow's server calls from several threads
+
+    def predict(  # MLflow knows the arguments by these names
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """Read the pages, one a row."""
+        documents = documents_from(model_input)
+        with self._lock:
+            return [page.model_dump(mode="json") for page in self._predictor.predict(documents)]
+
+
+set_model(PageReader())

@@ -1,0 +1,209 @@
+"""Publish models to MLflow and fetch them by `models:/NAME@ALIAS`.
+
+Knows registry addresses and where a model folder lies inside an MLflow model; knows nothing of metrics. mlflow is
+imported when it is used (extra `[mlflow]`). To fetch a model runs nothing that the model brings along.
+"""
+
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from copydesk.page import PageError
+from copydesk.predictor import Document
+from copydesk.saved import MANIFEST, read_description, read_manifest
+from copydesk.split import detect_kind
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SCHEME = "models:/"
+CHALLENGER = "challenger"
+"""Alias of the newest registered version."""
+ARTIFACT = "model"
+"""Name of the model folder among the artifacts of an MLflow model."""
+PYFUNC = Path(__file__).with_name("pyfunc.py")
+"""The file that MLflow keeps beside a model and runs to load it."""
+_INFERENCE = ("mlflow", "numpy", "pydantic", "safetensors", "selectolax", "tokenizers", "torch", "transformers")
+
+
+class RegistryError(ValueError):
+    """A model cannot be had from the registry. The message says why, and what to do."""
+
+
+def tracking_uri() -> str:
+    """Return the address of the MLflow store: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working folder."""
+    # Absolute, because MLflow keeps one connection an address, whatever the working folder has become.
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def fetch(uri: str, *, folder: Path | str | None = None) -> Path:
+    """Fetch a registered model, to be loaded with `copydesk.load`.
+
+    Args:
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        folder: to download to; by default a new temporary one, or none where the store's files are on this machine.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        RegistryError: mlflow is not installed, the store does not have the model, or it is none of ours.
+    """
+    if not uri.startswith(SCHEME):
+        raise RegistryError(f"{uri} is no registry address, expected e.g. models:/copydesk@champion")
+    mlflow = _import_mlflow()
+    store = tracking_uri()
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).is_file():
+        raise RegistryError(  # mlflow would make an empty one
+            f"{uri} cannot be fetched: there is no MLflow store {store}. Set MLFLOW_TRACKING_URI to the one that has it"
+        )
+    try:
+        downloaded = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, dst_path=None if folder is None else str(folder), tracking_uri=store
+        )
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise RegistryError(f"{uri} cannot be fetched from {store}: {error}") from error
+    found = [path.parent for path in Path(downloaded).glob(f"artifacts/*/{MANIFEST}")]
+    if len(found) != 1:
+        raise RegistryError(
+            f"{uri} in {store} holds {len(found)} copydesk model folders, expected 1: was it made by us?"
+        )
+    return found[0]
+
+
+def publish(folder: Path | str, *, example: str, store: "MlflowClient", run_id: str, register: bool) -> str:
+    """Store a model folder as what MLflow calls a logged model of a run.
+
+    Args:
+        folder: the model folder; its manifest names the model.
+        example: a page, HTML or text.
+        store: to publish to.
+        run_id: the run that made the model.
+        register: make it a version of the registered model of its name, with the alias `challenger`.
+
+    Returns:
+        Its address, `models:/MODEL_ID`.
+
+    Raises:
+        ModelError: the folder cannot be trusted.
+        RegistryError: mlflow is not installed.
+    """
+    mlflow = _import_mlflow()
+    manifest = read_manifest(folder)
+    run = store.get_run(run_id)
+    logged = store.create_logged_model(
+        run.info.experiment_id,
+        name=manifest.name,
+        source_run_id=run_id,
+        params=run.data.params,
+        tags={"version": manifest.version},
+    )
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            described = mlflow.models.Model(
+                artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id
+            )
+            package(folder, Path(temporary) / "model", example=example, mlflow_model=described)
+            store.log_model_artifacts(logged.model_id, str(Path(temporary) / "model"))
+    except BaseException:
+        store.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    store.finalize_logged_model(logged.model_id, "READY")
+    store.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(logged.model_id, step=0)])
+    uri = f"{SCHEME}{logged.model_id}"
+    if register:
+        _register(uri, name=manifest.name, version=manifest.version, store=store)
+    return uri
+
+
+def _register(uri: str, *, name: str, version: str, store: "MlflowClient") -> None:
+    import mlflow
+
+    # MLflow's registry looks for the logged model in the global store, whatever store it was asked in (3.17).
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = store.tracking_uri
+    try:
+        registered = mlflow.register_model(uri, name, tags={"version": version})
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+    store.set_registered_model_alias(name, CHALLENGER, registered.version)
+
+
+def package(folder: Path | str, target: Path | str, *, example: str, mlflow_model: Any = None) -> None:
+    """Write an MLflow model (models from code: no pickle) that holds a model folder.
+
+    Args:
+        folder: the model folder.
+        target: the folder to write; it must not exist.
+        example: a page, HTML or text.
+        mlflow_model: `mlflow.models.Model` that says where it will be stored.
+
+    Raises:
+        RegistryError: mlflow is not installed.
+    """
+    mlflow = _import_mlflow()
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    rows = Schema([ColSpec("string", name, required=False) for name in ("html", "text", "url")])
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        mlflow_model=mlflow_model,
+        python_model=str(PYFUNC),
+        artifacts={ARTIFACT: str(folder)},
+        signature=mlflow.models.ModelSignature(inputs=rows, outputs=Schema([ColSpec(AnyType())])),
+        input_example=[{detect_kind(example): example}],
+        pip_requirements=requirements(folder),
+    )
+
+
+def requirements(folder: Path | str) -> list[str]:
+    """Return what pip must install to run a model: copydesk, and the versions that ran here."""
+    extras = "encoder,mlflow" if read_description(folder).base is not None else "mlflow"
+    pinned = [f"{name}=={_public(importlib.metadata.version(name))}" for name in _INFERENCE]
+    try:
+        return [f"copydesk[{extras}]=={_public(importlib.metadata.version('copydesk'))}", *pinned]
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return [f"copydesk[{extras}]", *pinned]
+
+
+def _public(version: str) -> str:
+    return version.partition("+")[0]  # `2.13.0+cpu` is on no package index
+
+
+def documents_from(rows: Any) -> list[Document]:
+    """Return the pages of a request.
+
+    Args:
+        rows: a data frame or mappings, with `html` or `text`, and perhaps `url`.
+
+    Raises:
+        PageError: a row holds both or neither of `html` and `text`.
+    """
+    records: Iterable[Mapping[str, Any]] = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+    return [_document(number, record) for number, record in enumerate(records)]
+
+
+def _document(number: int, record: Mapping[str, Any]) -> Document:
+    # A data frame fills the cells that a row lacks with NaN.
+    given = {name: value for name in ("html", "text", "url") if isinstance(value := record.get(name), str)}
+    kinds: list[Literal["html", "text"]] = [kind for kind in ("html", "text") if kind in given]
+    if len(kinds) != 1:
+        raise PageError(f"row {number} has {' and '.join(kinds) or 'neither html nor text'}: give either html or text")
+    return Document(given[kinds[0]], url=given.get("url"), kind=kinds[0])
+
+
+def _import_mlflow() -> ModuleType:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it while it is imported
+    try:
+        import mlflow.artifacts
+        import mlflow.pyfunc
+    except ImportError as error:
+        raise RegistryError("models:/ addresses need mlflow: pip install 'copydesk[mlflow]'") from error
+    return mlflow

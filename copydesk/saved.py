@@ -1,0 +1,281 @@
+"""Save and load a model folder.
+
+Knows files, hashes and versions; knows nothing of pages. A folder holds `manifest.json` (format, name, run, the sha256
+of each other file), `model.json` (what is no tensor), `weights.safetensors`, `tokenizer.json` and a card, `README.md`,
+which nobody reads but people. Nothing in it is ever run.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from copydesk.encode import Encoding
+from copydesk.encoder import encoder_folder, sha256_of
+from copydesk.labels import CLASSES, TopicInfo, TopicList
+from copydesk.network import CopydeskConfig, CopydeskModel
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
+    "weights.safetensors",
+    "model.json",
+    "tokenizer.json",
+    "manifest.json",
+    "README.md",
+)
+_HASHED = (WEIGHTS, DESCRIPTION, TOKENIZER)
+
+
+class ModelError(ValueError):
+    """A model folder cannot be trusted or understood. The message says why, and what to do."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Base(_Part):
+    """The pretrained encoder that a folder builds on."""
+
+    name: str
+    sha256: str
+    """Of its `model.safetensors`."""
+    borrowed: list[str]
+    """Tensors of our encoder that stand in the base only."""
+    lora_scale: float | None = None
+    """Factor of the low-rank updates (`NAME.lora_A`, `NAME.lora_B` among the weights); null without any."""
+
+
+class Description(_Part):
+    """What a model is, tensors apart."""
+
+    network: dict[str, Any]
+    """Arguments of `CopydeskConfig`."""
+    encoding: Encoding
+    classes: list[str]
+    """Order of the section logits."""
+    topics: list[TopicInfo]
+    """Order of the topic logits."""
+    thresholds: list[float]
+    """Probability from which each topic is assigned."""
+    section_temperature: float = Field(gt=0)
+    topic_temperature: float = Field(gt=0)
+    base: Base | None
+    """Null: the folder stands alone."""
+
+
+class Manifest(_Part):
+    """What a folder holds and where it comes from."""
+
+    format: int
+    name: str
+    created: str
+    run: dict[str, str]
+    """The run that made it: git commit, data hashes, MLflow run id."""
+    files: dict[str, str]
+    """sha256 of each file but this and the card."""
+
+    @property
+    def version(self) -> str:
+        """Twelve hex digits that tell this model from every other one."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """A model in memory with all it needs to read a page."""
+
+    manifest: Manifest
+    description: Description
+    topics: TopicList
+    tokenizer: Tokenizer
+    model: CopydeskModel
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """(topics,)."""
+        return np.array(self.description.thresholds)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read what a folder holds and verify each file against its hash.
+
+    Raises:
+        ModelError: a file is missing, altered, unknown, or of a newer format.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {folder}: train one, or name one with --model or COPYDESK_MODEL")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {MANIFEST}, so it is no copydesk model: name the folder that holds one")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise ModelError(
+                f"{folder} has the format {version}, this copydesk reads up to {FORMAT}: upgrade copydesk to read it"
+            )
+        manifest = Manifest.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise ModelError(f"{path} is broken ({error}): fetch the folder again") from error
+    if set(manifest.files) != set(_HASHED):
+        raise ModelError(f"{path} lists {sorted(manifest.files)}, expected {sorted(_HASHED)}: fetch the folder again")
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise ModelError(f"{folder} lacks {name}: fetch the folder again")
+        if (found := sha256_of(file)) != expected:
+            raise ModelError(
+                f"{file} was altered: its sha256 is {found}, the manifest says {expected}. Fetch the folder again"
+            )
+    return manifest
+
+
+def read_description(folder: Path | str) -> Description:
+    """Read what a model is, without its tensors; verify the folder first with `read_manifest`.
+
+    Raises:
+        ModelError: the file says something this version cannot understand.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        description = Description.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelError(f"{path} cannot be understood ({error}): it was written by another version") from error
+    if description.classes != list(CLASSES) or len(description.thresholds) != len(description.topics):
+        raise ModelError(
+            f"{path} lists the classes {description.classes} and {len(description.thresholds)} thresholds, "
+            f"expected {list(CLASSES)} and {len(description.topics)}: train the model again"
+        )
+    return description
+
+
+def load_saved(folder: Path | str) -> SavedModel:
+    """Load a model folder in float32 on the CPU.
+
+    Raises:
+        ModelError: the folder cannot be trusted or understood.
+        EncoderError: it builds on a pretrained encoder that cannot be had.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    description = read_description(folder)
+    config = CopydeskConfig(**description.network)
+    with torch.device("meta"):
+        model = CopydeskModel(config)
+    tensors = _tensors(folder / WEIGHTS, description.base)
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    if missing or unexpected:
+        raise ModelError(
+            f"{folder / WEIGHTS} does not fit {DESCRIPTION}: missing {missing[:3]}, unexpected {unexpected[:3]}. "
+            "Fetch the folder again"
+        )
+    _restore_buffers(model)
+    return SavedModel(
+        manifest=manifest,
+        description=description,
+        topics=TopicList(description.topics),
+        tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)),
+        model=model.eval(),
+    )
+
+
+def _restore_buffers(model: CopydeskModel) -> None:
+    """Compute the buffers that are not saved (position ids and the like), which a meta device leaves empty."""
+    if not any(buffer.is_meta for buffer in model.buffers()):
+        return
+    from transformers import AutoConfig, AutoModel
+
+    fresh = AutoModel.from_config(AutoConfig.for_model(**model.config.encoder))
+    for name, buffer in fresh.named_buffers():
+        owner, _, attribute = name.rpartition(".")
+        model.encoder.get_submodule(owner).register_buffer(attribute, buffer, persistent=False)
+
+
+def _tensors(weights: Path, base: Base | None) -> dict[str, torch.Tensor]:
+    with safe_open(weights, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if base is None:
+        return tensors
+    path = encoder_folder(base.name, sha256=base.sha256) / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        for name in base.borrowed:
+            tensors[f"encoder.{name}"] = file.get_tensor(name).float()
+    for name in [name for name in tensors if name.endswith(".lora_A")]:
+        target = name.removesuffix(".lora_A")
+        low, high = tensors.pop(name), tensors.pop(f"{target}.lora_B")
+        tensors[target] = tensors[target] + (base.lora_scale or 1.0) * high @ low
+    return tensors
+
+
+def save_folder(
+    folder: Path | str,
+    *,
+    tensors: dict[str, torch.Tensor],
+    description: Description,
+    tokenizer: str,
+    name: str,
+    created: str,
+    run: dict[str, str],
+    card: str,
+) -> Manifest:
+    """Write a model folder.
+
+    Args:
+        folder: to write to; made if it does not exist.
+        tensors: all that the base does not hold, in the precision to store.
+        description: the rest.
+        tokenizer: content of `tokenizer.json`.
+        name: of the model.
+        created: date, ISO 8601.
+        run: the run that made it.
+        card: Markdown.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody but the owner read
+    (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n", "utf-8")
+    (folder / TOKENIZER).write_text(tokenizer, "utf-8")
+    (folder / CARD).write_text(card, "utf-8")
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        created=created,
+        run=run,
+        files={file: sha256_of(folder / file) for file in _HASHED},
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
+    return manifest
+
+
+def export_standalone(source: Path | str, target: Path | str) -> Manifest:
+    """Copy a model folder so that the copy needs no pretrained encoder beside it.
+
+    Raises:
+        ModelError: the source cannot be trusted or understood, or the target is not empty.
+        EncoderError: the encoder that the source builds on cannot be had.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ModelError(f"{target} is not empty: name a new folder")
+    saved = load_saved(source)
+    return save_folder(
+        target,
+        tensors={key: tensor.bfloat16() for key, tensor in saved.model.state_dict().items()},
+        description=saved.description.model_copy(update={"base": None}),
+        tokenizer=(source / TOKENIZER).read_text("utf-8"),
+        name=saved.manifest.name,
+        created=saved.manifest.created,
+        run=saved.manifest.run,
+        card=(source / CARD).read_text("utf-8") if (source / CARD).is_file() else "",
+    )

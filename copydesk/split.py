@@ -1,0 +1,359 @@
+"""Cut a page into sections with exact offsets. The one way a page becomes sections.
+
+Knows HTML, encodings and plain text; knows nothing of labels, tokens or models.
+
+A page's *characters* are the text nodes of its HTML5 tree below `<body>` without those in `SKIPPED_TAGS` (for plain
+text: the input), all white space removed. Sections partition them: nothing is dropped, nothing is added.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from copydesk.page import PageError
+
+Kind = Literal["auto", "html", "text"]
+
+SKIPPED_TAGS = frozenset(
+    "script style noscript template svg head iframe object canvas math textarea select datalist".split()
+)
+INLINE_TAGS = frozenset(
+    "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark nobr output picture q rb rp "
+    "rt ruby s samp small source span strike strong sub sup time tt u var wbr".split()
+)
+"""Elements that do not start a section; every other one does, unknown ones too."""
+HEADING_TAGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+LANDMARK_TAGS = (
+    frozenset("article aside button dialog figure footer form header li main nav table".split()) | HEADING_TAGS
+)
+NON_NESTING_TAGS = frozenset(
+    "area base br col dd dt embed hr img input li link meta option p param source tbody td tfoot th thead tr track wbr "
+    "html head body".split()
+)
+"""Void elements, and those that an unclosed sibling closes: they add no depth."""
+
+MAX_SECTION_CHARACTERS = 1_000
+"""A longer section is cut at sentence ends, so that a page that came as one line can still be cleaned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a page may cost; above it `PageError`."""
+
+    max_bytes: int = 20 * 2**20
+    max_sections: int = 200_000
+    max_depth: int = 10_000
+    """Of nested elements: the parser's time grows with its square."""
+
+
+class RawSection(NamedTuple):
+    """A section before it is read: where it stands and what surrounds it."""
+
+    start: int
+    end: int
+    tag: str | None
+    """The innermost three block elements, outermost first; None for plain text."""
+    hints: tuple[str, ...]
+    """Words from the elements around the section: tags, landmarks, class names. Empty for plain text."""
+    link_share: float
+    """Share of the characters that stand in links."""
+    is_heading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RawPage:
+    """A page cut into sections: `text[s.start:s.end]` for each."""
+
+    kind: Literal["html", "text"]
+    text: str
+    sections: list[RawSection]
+
+    def texts(self) -> list[str]:
+        """Return the text of each section."""
+        return [self.text[section.start : section.end] for section in self.sections]
+
+
+def split(source: str | bytes, *, kind: Kind = "auto", limits: Limits | None = None) -> RawPage:
+    """Cut a page into sections.
+
+    Args:
+        source: HTML or plain text. Bytes are decoded by BOM, else as UTF-8, else as declared, else as sniffed.
+            Lone surrogates become U+FFFD.
+        kind: what the source is; `auto` looks for tags.
+        limits: what the page may cost.
+
+    Raises:
+        PageError: the page breaks a limit.
+    """
+    limits = limits or Limits()
+    size = len(source)
+    if size > limits.max_bytes:
+        raise PageError(f"the page has {size:,} bytes, the limit is {limits.max_bytes:,}: cut it, or raise max_bytes")
+    text = decode_bytes(source) if isinstance(source, bytes) else _without_surrogates(source)
+    if kind == "auto":
+        kind = detect_kind(text)
+    page = _split_html(text, limits) if kind == "html" else _split_text(text)
+    if len(page.sections) > limits.max_sections:
+        raise PageError(
+            f"the page has {len(page.sections):,} sections, the limit is {limits.max_sections:,}: "
+            "cut it, or raise max_sections"
+        )
+    return page
+
+
+_TAG_LIKE = re.compile(
+    r"</?(?:html|head|body|div|p|span|article|section|table|ul|ol|li|br|h[1-6]|a|meta|script|main|nav|strong|em|b|i)"
+    r"(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+
+
+def detect_kind(text: str) -> Literal["html", "text"]:
+    """Tell HTML from plain text: HTML begins like a document, or has at least two tags."""
+    start = text[:1_000].lstrip("\ufeff \t\r\n\f").lower()
+    if start.startswith(("<!doctype html", "<html", "<head", "<body")):
+        return "html"
+    tags = _TAG_LIKE.finditer(text)
+    return "html" if next(tags, None) and next(tags, None) else "text"
+
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_DECLARED = re.compile(rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
+# The HTML standard reads these labels as windows-1252.
+_LATIN = frozenset(("ascii", "iso8859-1"))
+
+
+def decode_bytes(data: bytes) -> str:
+    """Decode by byte-order mark, else as UTF-8 if valid, else as declared, else as sniffed; never fail."""
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return _without_surrogates(data[len(mark) :].decode(encoding, "replace"))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    declared = _DECLARED.search(data[:4096])
+    if declared and (named := _text_encoding(declared[1].decode("ascii", "replace"))):
+        return _without_surrogates(data.decode(named, "replace"))
+    from charset_normalizer import from_bytes  # slow to import, rarely needed
+
+    best = from_bytes(data[:65_536]).best()
+    sniffed = _text_encoding(best.encoding) if best else None
+    return _without_surrogates(data.decode(sniffed or "cp1252", "replace"))
+
+
+def _text_encoding(label: str) -> str | None:
+    try:
+        info = codecs.lookup(label)
+        "".encode(info.name)  # refuses codecs that do not turn text into bytes (rot13, base64)
+    except (LookupError, ValueError, TypeError):
+        return None
+    return "cp1252" if info.name in _LATIN else info.name
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _without_surrogates(text: str) -> str:
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _split_text(text: str) -> RawPage:
+    sections = []
+    start = 0
+    for line in text.splitlines(keepends=True):
+        for piece_start, piece_end in _pieces(line):
+            sections.append(
+                RawSection(start + piece_start, start + piece_end, None, (), link_share=0.0, is_heading=False)
+            )
+        start += len(line)
+    return RawPage("text", text, sections)
+
+
+# A sentence ends at a full stop, closing quotes included, before white space; East Asian ones need no space.
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？]”?")
+_NON_SPACE = re.compile(r"\S")
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the offsets of `text` stripped, cut at sentence ends, else at spaces, where it is too long."""
+    end = len(text.rstrip())
+    start = len(text) - len(text.lstrip())
+    while start < end:
+        if end - start <= MAX_SECTION_CHARACTERS:
+            yield start, end
+            return
+        cut = _cut(text, start, start + MAX_SECTION_CHARACTERS)
+        yield start, cut
+        following = _NON_SPACE.search(text, cut)
+        start = following.start() if following else end
+
+
+def _cut(text: str, start: int, stop: int) -> int:
+    earliest = start + MAX_SECTION_CHARACTERS // 4
+    cut = 0
+    for match in _SENTENCE_END.finditer(text, earliest, stop + 1):  # looks one further for the space behind
+        if match.end() <= stop:
+            cut = match.end()
+    if cut:
+        return cut
+    for position in range(stop, earliest, -1):
+        if text[position].isspace():
+            return start + len(text[start:position].rstrip())
+    return stop
+
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)[^>]*?(/?)>")
+_OPAQUE = re.compile(r"<!--.*?-->|<(script|style|template|svg)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+
+
+def _check_depth(html: str, max_depth: int) -> None:
+    """Refuse a page that nests too deep, before the parser spends time that grows with the square of its depth."""
+    if html.count("<") - html.count("</") <= max_depth:
+        return
+    depth = 0
+    for match in _TAG.finditer(_OPAQUE.sub("", html)):
+        name = match[2].lower()
+        if name in NON_NESTING_TAGS or match[3]:
+            continue
+        depth = max(0, depth - 1) if match[1] else depth + 1
+        if depth > max_depth:
+            raise PageError(
+                f"the page nests elements more than {max_depth:,} deep, which is the limit: "
+                "check for unclosed tags, or raise max_depth"
+            )
+
+
+CLASS_HINTS = ("own:", "class:")
+"""Prefixes of the hints that come from attributes: the element's own, its ancestors'. Tags stand before them."""
+
+
+class _Element:
+    """A block element on the way down the tree, with what its sections inherit."""
+
+    __slots__ = ("_hints", "classes", "heading", "landmarks", "parent", "path")
+
+    def __init__(self, tag: str, classes: tuple[str, ...], parent: "_Element | None") -> None:
+        self.parent = parent
+        self.classes = classes
+        self.path: tuple[str, ...] = (*(parent.path[-2:] if parent else ()), tag)
+        self.heading: bool = tag in HEADING_TAGS or (parent is not None and parent.heading)
+        outer = parent.landmarks if parent else ()
+        self.landmarks: tuple[str, ...] = (*outer, tag) if tag in LANDMARK_TAGS and tag not in outer else outer
+        self._hints: tuple[str, ...] | None = None
+
+    def hints(self) -> tuple[str, ...]:
+        """Tags nearest first, landmarks, and class words: own ones apart from the ancestors'."""
+        if self._hints is None:
+            words = [f"{i}:{tag}" for i, tag in enumerate(reversed(self.path))]
+            words += [f"in:{tag}" for tag in self.landmarks]
+            words += [CLASS_HINTS[0] + word for word in self.classes]
+            element, outer = self.parent, list[str]()
+            for _ in range(6):
+                if element is None or len(outer) >= 24:
+                    break
+                outer += [CLASS_HINTS[1] + word for word in element.classes]
+                element = element.parent
+            self._hints = tuple(dict.fromkeys(words + outer[:24]))
+        return self._hints
+
+
+_CLASS_WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
+_HINT_ATTRIBUTES = ("class", "id", "role", "itemprop", "data-testid", "data-component")
+
+
+@lru_cache(maxsize=20_000)
+def _class_words(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.lower() for word in _CLASS_WORD.findall(value[:400])))[:12]
+
+
+class _Writer:
+    """Collects the text nodes of a section and writes sections into the page's text."""
+
+    def __init__(self) -> None:
+        self.sections: list[RawSection] = []
+        self.texts: list[str] = []
+        self._length = 0
+        self._parts: list[str] = []
+        self._linked = 0
+        self._breaks = 0
+
+    def add(self, text: str, *, in_link: bool) -> None:
+        self._parts.append(text)
+        if self._breaks and not text.isspace():
+            self._breaks = 0
+        if in_link:
+            self._linked += len(text.strip())
+
+    def break_line(self, element: _Element) -> None:
+        self._parts.append("\n")
+        self._breaks += 1
+        if self._breaks == 2:
+            self.finish_section(element)
+
+    def finish_section(self, element: _Element) -> None:
+        self._breaks = 0
+        if not self._parts:
+            return
+        text = " ".join("".join(self._parts).split())
+        linked, self._linked = self._linked, 0
+        self._parts.clear()
+        if not text:
+            return
+        offset = self._length + bool(self.texts)  # sections are joined by a line break
+        link_share = min(1.0, linked / len(text))
+        for start, end in _pieces(text):
+            self.sections.append(
+                RawSection(
+                    offset + start, offset + end, ">".join(element.path), element.hints(), link_share, element.heading
+                )
+            )
+        self.texts.append(text)
+        self._length = offset + len(text)
+
+
+def _split_html(html: str, limits: Limits) -> RawPage:
+    _check_depth(html, limits.max_depth)
+    body = LexborHTMLParser(html).body
+    writer = _Writer()
+    # A node still to visit, with the block element and the link that it stands in.
+    stack = [(body.child, _Element("body", (), None), False)] if body is not None else []
+    while stack:
+        node, element, in_link = stack.pop()
+        while node is not None:
+            tag = node.tag
+            if tag == "-text":
+                writer.add(node.text_content or "", in_link=in_link)
+            elif tag == "br":
+                writer.break_line(element)
+            elif tag is not None and tag not in SKIPPED_TAGS and tag[0].isalpha():  # not a comment or the like
+                is_block = tag not in INLINE_TAGS
+                if is_block:
+                    writer.finish_section(element)
+                if (child := node.child) is not None:
+                    stack.append((node.next, element, in_link))
+                    if is_block:
+                        element = _Element(tag, _classes_of(node), element)
+                    in_link = in_link or tag == "a"
+                    node = child
+                    continue
+            node = node.next
+        if not stack or stack[-1][1] is not element:  # a block ends here
+            writer.finish_section(element)
+    return RawPage("html", "\n".join(writer.texts), writer.sections)
+
+
+def _classes_of(node: LexborNode) -> tuple[str, ...]:
+    attributes = node.attributes
+    return _class_words(" ".join(filter(None, map(attributes.get, _HINT_ATTRIBUTES)))) if attributes else ()

@@ -1,0 +1,114 @@
+"""What more than one test needs."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel
+
+from copydesk.encode import Encoding
+from copydesk.labels import CLASSES, TopicInfo
+from copydesk.network import CopydeskConfig, CopydeskModel
+from copydesk.saved import Description, save_folder
+
+TOPICS = [
+    TopicInfo(id="medtop:11000000", slug="politics", name="politics"),
+    TopicInfo(id="medtop:20000638", slug="diplomacy", name="international relations", parent="medtop:11000000"),
+    TopicInfo(id="medtop:15000000", slug="sport", name="sport"),
+]
+WORDS = (
+    "the a of to in and minister said talks match goal subscribe cookies share sponsored by more read news today . ,"
+)
+
+
+def make_tokenizer() -> Tokenizer:
+    """Build a tokenizer of a few words that frames text like BERT's."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split()]
+    tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a real model folder with random weights: its answers are arbitrary, but always the same."""
+    tokenizer = make_tokenizer()
+    encoder = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    encoding = Encoding(max_article_tokens=64, hint_buckets=64)
+    config = CopydeskConfig(
+        encoder=encoder.to_dict(),
+        num_topics=len(TOPICS),
+        page_width=64,
+        page_layers=1,
+        hint_buckets=encoding.hint_buckets,
+        hint_width=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CopydeskModel(config, BertModel(encoder, add_pooling_layer=False))
+        model.page_encoder.feature_projection.weight.data *= 20  # else one label wins on every section
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_folder(
+        folder,
+        tensors=model.state_dict(),
+        description=Description(
+            network={
+                "encoder": config.encoder,
+                "num_topics": len(TOPICS),
+                "page_width": config.page_width,
+                "page_layers": config.page_layers,
+                "hint_buckets": config.hint_buckets,
+                "hint_width": config.hint_width,
+            },
+            encoding=encoding,
+            classes=list(CLASSES),
+            topics=TOPICS,
+            thresholds=[0.9, 0.1, 0.9],
+            section_temperature=1.0,
+            topic_temperature=1.0,
+            base=None,
+        ),
+        tokenizer=tokenizer.to_str(),
+        name="tiny",
+        created="2026-01-01",
+        run={"git": "0000000"},
+        card="# tiny\n",
+    )
+    return folder
+
+
+@pytest.fixture
+def within() -> Iterator[Callable[[float], AbstractContextManager[None]]]:
+    """Give a context that fails after so many seconds of this process's own time, however busy the machine."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError("took longer than allowed")
+
+    @contextmanager
+    def limited(seconds: float) -> Iterator[None]:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+    before = signal.signal(signal.SIGPROF, stop)
+    yield limited
+    signal.signal(signal.SIGPROF, before)

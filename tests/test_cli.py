@@ -1,0 +1,443 @@
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import copydesk
+from copydesk.cli import app
+from copydesk.inputs import InputError, find_pages, predict_pages, read_bytes
+from copydesk.page import FailedPage, ModelInfo, Page, Scores, Section, Topic
+from copydesk.terminal import show_pages
+
+CHECKOUT = Path(copydesk.__file__).parents[1]
+HTML = "<h1>Minister said talks</h1><p>The goal of the match today.</p><p>Subscribe to read more.</p>"
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Path:
+    """Move to a folder of pages, with the tiny model in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COPYDESK_MODEL", str(tiny_model))
+    for variable in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "pages"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.html").write_text(HTML)
+    (folder / "a.txt").write_text("Minister said talks\n\nThe match today.")
+    (folder / "deep" / "c.htm.gz").write_bytes(gzip.compress(HTML.encode()))
+    (folder / "style.css").write_text("p {}")
+    return folder
+
+
+def run(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, prog_name="copydesk")
+
+
+def rows(result: Result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "copydesk.cli", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_a_folder_gives_its_pages_sorted_and_nothing_else(pages):
+    result = run("predict", "pages", "--format", "jsonl")
+
+    assert result.exit_code == 0, result.stderr
+    assert [row["source"] for row in rows(result)] == ["pages/a.txt", "pages/b.html", "pages/deep/c.htm.gz"]
+
+
+def test_every_jsonl_row_is_a_page_of_the_schema(pages):
+    result = run("predict", "pages", "--format", "jsonl")
+
+    assert [Page.model_validate(row).text[:19] for row in rows(result)] == ["Minister said talks"] * 3
+
+
+def test_rows_keep_the_order_given_with_failures_between_them(pages):
+    (pages / "bad.gz").write_bytes(gzip.compress(HTML.encode())[:-20])
+
+    result = run("predict", "none.html", "pages/b.html", "pages/bad.gz", "pages/a.txt", "gone", "--format", "jsonl")
+
+    assert [(row["source"], "error" in row) for row in rows(result)] == [
+        ("none.html", True),
+        ("pages/b.html", False),
+        ("pages/bad.gz", True),
+        ("pages/a.txt", False),
+        ("gone", True),
+    ]
+    assert result.exit_code == 1
+    assert "3 of 5 pages could not be read" in result.stderr
+
+
+def test_json_is_one_array_with_failures_in_it(pages):
+    result = run("predict", "none.html", "pages/b.html", "gone", "--format", "json")
+
+    assert ["error" in row for row in json.loads(result.stdout)] == [True, False, True]
+
+
+def test_a_pattern_that_the_shell_left_alone_is_expanded(pages):
+    result = run("predict", "pages/**/*.ht*", "--format", "jsonl")
+
+    assert [row["source"] for row in rows(result)] == ["pages/b.html", "pages/deep/c.htm.gz"]
+
+
+def test_a_pattern_without_a_match_fails_beside_others_that_match(pages):
+    result = run("predict", "*.xml", "pages/b.html", "--format", "jsonl")
+
+    assert result.exit_code == 1
+    assert rows(result)[0] == {"source": "*.xml", "error": "nothing matches *.xml: check the path"}
+
+
+def test_a_file_named_like_a_pattern_is_taken_literally(pages):
+    (pages / "[1].html").write_text(HTML)
+
+    assert find_pages(["pages/[1].html"]) == ["pages/[1].html"]
+
+
+@pytest.mark.parametrize("path", ["*.xml", "pages/empty"])
+def test_nothing_to_read_is_a_usage_error_that_names_the_path(pages, path):
+    (pages / "empty").mkdir()
+
+    result = run("predict", path)
+
+    assert result.exit_code == 2
+    assert path in result.stderr
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row(pages, monkeypatch):
+    real = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # as root, every folder can be listed
+
+    found = find_pages(["pages"])
+
+    assert found[:2] == ["pages/a.txt", "pages/b.html"]
+    assert isinstance(found[2], FailedPage)
+    assert "Permission denied" in found[2].error
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_standard_input_may_be_packed(pages, pack):
+    result = run("predict", "-", "--format", "jsonl", stdin=pack(HTML.encode()))
+
+    assert [(row["source"], row["text"][:8]) for row in rows(result)] == [("-", "Minister")]
+
+
+def test_standard_input_is_read_once_only(pages):
+    assert run("predict", "-", "-").exit_code == 2
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_page_as_long_as_the_limit_is_read_and_a_longer_one_refused(tmp_path, pack):
+    file = tmp_path / "page"
+    file.write_bytes(pack(b"x" * 1_000))
+
+    assert read_bytes(str(file), max_bytes=1_000) == b"x" * 1_000
+    with pytest.raises(InputError, match="more than 999 bytes"):
+        read_bytes(str(file), max_bytes=999)
+
+
+def test_a_gzip_bomb_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch):
+    file = tmp_path / "bomb.gz"
+    file.write_bytes(gzip.compress(bytes(64 * 2**20)))
+    unpacked = 0
+    real = gzip.GzipFile.read
+
+    def count(self, size=-1):
+        nonlocal unpacked
+        data = real(self, size)
+        unpacked += len(data)
+        return data
+
+    monkeypatch.setattr(gzip.GzipFile, "read", count)
+
+    with pytest.raises(InputError, match="raise --max-bytes"):
+        read_bytes(str(file), max_bytes=10_000)
+    assert unpacked == 10_001
+
+
+@pytest.mark.parametrize("content", [b"", b"plain", gzip.compress(b"page")[:-5], b"\x1f\x8b\x08\x00garbage of a file"])
+def test_a_broken_gz_file_says_so(tmp_path, content):
+    file = tmp_path / "page.html.gz"
+    file.write_bytes(content)
+
+    with pytest.raises(InputError, match="broken gzip"):
+        read_bytes(str(file), max_bytes=1_000)
+
+
+@pytest.mark.parametrize("option", ["--max-sections", "--max-depth", "--max-bytes"])
+def test_a_page_over_a_limit_is_a_row(pages, option):
+    (pages / "b.html").write_text("<div>" * 5 + HTML + HTML)
+
+    result = run("predict", "pages/b.html", "--format", "jsonl", option, "3")
+
+    assert result.exit_code == 1
+    assert "limit" in rows(result)[0]["error"]
+
+
+def test_a_name_that_is_no_utf8_is_written_readably(pages):
+    Path(os.fsdecode(b"pages/\xff.html")).write_text(HTML)
+
+    result = run("predict", "pages", "--format", "jsonl")
+
+    assert result.exit_code == 0
+    assert rows(result)[-1]["source"] == "pages/\ufffd.html"
+
+
+def test_a_page_on_which_the_model_fails_takes_no_other_page_with_it(pages, tiny_model, monkeypatch):
+    predictor = copydesk.load(tiny_model)
+    real = predictor.section_logits
+
+    def fail_on_three_sections(encoded):
+        if any(len(page) == 3 for page in encoded):
+            raise RuntimeError("out of memory")
+        return real(encoded)
+
+    monkeypatch.setattr(predictor, "section_logits", fail_on_three_sections)
+    predictor.max_batch_tokens = 1  # the page that is waiting when a batch fails must not be lost
+
+    answers = list(predict_pages(predictor, [*find_pages(["pages"]), "gone", "pages/a.txt"]))
+
+    assert [(answer.source, isinstance(answer, Page)) for answer in answers] == [
+        ("pages/a.txt", True),
+        ("pages/b.html", False),
+        ("pages/deep/c.htm.gz", False),
+        ("gone", False),
+        ("pages/a.txt", True),
+    ]
+    assert "RuntimeError: out of memory" in answers[1].error
+
+
+def test_pages_are_read_as_they_are_asked_for(pages, tiny_model):
+    predictor = copydesk.load(tiny_model)
+    predictor.max_batch_tokens = 1
+    asked = []
+
+    def sources():
+        for i in range(100):
+            asked.append(i)
+            yield "pages/a.txt"
+
+    next(predict_pages(predictor, sources()))
+
+    assert len(asked) == 2
+
+
+def test_a_json_line_stays_one_line_to_every_reader(pages):
+    (pages / "b.html").write_text("<p>one\u2028two\u0085three \x9b31m</p>")
+
+    result = run("predict", "pages/b.html", "--format", "jsonl")
+
+    assert len(result.stdout.splitlines()) == 1
+    assert rows(result)[0]["text"] == "one two three \x9b31m"
+
+
+def test_output_replaces_a_file_when_all_is_done(pages, tmp_path):
+    target = tmp_path / "out.jsonl"
+    target.write_text("old")
+
+    result = run("predict", "pages", "gone", "--format", "jsonl", "--output", target)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert len(target.read_text().splitlines()) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pages"]
+
+
+def test_output_stays_as_it_was_after_a_crash(pages, tmp_path, monkeypatch):
+    target = tmp_path / "out.jsonl"
+    target.write_text("old")
+    monkeypatch.setattr(Page, "model_dump_json", lambda self: 1 / 0)
+
+    result = run("predict", "pages", "--format", "jsonl", "--output", target)
+
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert target.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pages"]
+
+
+def test_output_that_cannot_be_written_says_what_to_do(pages):
+    result = run("predict", "pages", "--output", "nowhere/out.txt")
+
+    assert result.exit_code == 2
+    assert "name a file in a folder that exists" in result.stderr
+
+
+def test_a_missing_model_is_named_without_a_traceback(pages):
+    result = run("predict", "pages", "--model", "nowhere")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: there is no model folder nowhere")
+
+
+def test_without_any_model_the_error_says_how_to_get_one(pages, monkeypatch):
+    monkeypatch.delenv("COPYDESK_MODEL")
+    monkeypatch.setattr("copydesk.cli.__file__", str(pages / "copydesk" / "cli.py"))
+
+    result = run("predict", "pages")
+
+    assert result.exit_code == 2
+    for word in ("make demo", "--model", "COPYDESK_MODEL"):
+        assert word in result.stderr
+
+
+def test_the_released_model_of_the_current_folder_is_the_default(pages, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.delenv("COPYDESK_MODEL")
+    monkeypatch.setattr("copydesk.cli.__file__", str(pages / "copydesk" / "cli.py"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "released").symlink_to(tiny_model)
+
+    assert run("predict", "pages").exit_code == 0
+
+
+def page_of(text: str, *, label: str = "body", role: str | None = None) -> Page:
+    scores = Scores(body=1, boilerplate=0, paywall=0, sponsored=0)
+    section = Section(text=text, label=label, role=role, score=1, scores=scores, start=0, end=len(text))
+    topics = [
+        Topic(id="medtop:20000638", name="international relations", score=0.934),
+        Topic(id="medtop:11000000", name="politics", score=0.934, implied=True),
+    ]
+    info = ModelInfo(name="tiny", version="0")
+    return Page(source="p.html", text=text, headline=None, body=text, sections=[section], topics=topics, model=info)
+
+
+def shown(*pages: Page | FailedPage, terminal: bool, width: int = 80) -> str:
+    stream = StringIO()
+    color = "standard" if terminal else None
+    show_pages(pages, Console(file=stream, force_terminal=terminal, color_system=color, width=width, highlight=False))
+    return stream.getvalue()
+
+
+def test_text_reads_without_colour(pages):
+    result = run("predict", "pages/b.html", "gone")
+
+    assert "\x1b" not in result.stdout
+    assert re.search(
+        r"^(headline|body|boilerplate|paywall|sponsored) +The goal of the match today\.$", result.stdout, re.M
+    )
+    assert re.search(r"^failed +gone: cannot be read", result.stdout, re.M)
+    assert result.exit_code == 1
+
+
+def test_text_keeps_each_section_on_one_line_where_nobody_watches():
+    assert "body         " + "word " * 99 + "end\n" in shown(page_of("word " * 99 + "end"), terminal=False)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_text_wraps_beside_the_margin_in_a_terminal(width, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown(page_of("word " * 99), terminal=True, width=width))
+
+    lines = [line for line in plain.splitlines() if line.endswith("word")]
+    assert max(map(len, lines)) <= min(width, 100)
+    assert all(line.startswith(" " * 13 + "word") for line in lines[1:])
+
+
+def test_topics_show_their_score_and_whether_they_are_implied():
+    text = shown(page_of("x"), terminal=False)
+
+    assert "topics       0.93  international relations  medtop:20000638\n" in text
+    assert "             0.93  politics  medtop:11000000  implied by a narrower topic\n" in text
+
+
+def test_a_headline_is_bold_and_boilerplate_dim_without_colour_too(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    text = shown(page_of("News", role="headline"), page_of("Share", label="boilerplate"), terminal=True)
+
+    assert "\x1b[1mNews\x1b[0m" in text
+    assert "\x1b[2mShare\x1b[0m" in text
+    assert "\x1b[3" not in text.replace("\x1b[2;3m", "")
+
+
+def test_a_page_cannot_talk_to_the_terminal():
+    page = page_of("a\x1b]0;owned\x07b\x9b31mc \u202egnp [red]markup[/red]\nnext")
+
+    text = shown(page, FailedPage(source="\x1b[2J.html", error="x\x1b"), terminal=False)
+
+    assert "[red]markup[/red] next" in text
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+
+
+def test_info_says_what_a_model_is(tiny_model):
+    result = run("info", tiny_model)
+
+    assert result.exit_code == 0
+    for word in ("tiny", "2026-01-01", "standalone", "international relations", "0.100", "weights.safetensors", "bert"):
+        assert word in result.stdout
+
+
+def test_info_as_json_holds_topics_with_thresholds_and_files_with_sizes(tiny_model):
+    facts = json.loads(run("info", tiny_model, "--json").stdout)
+
+    assert [topic["threshold"] for topic in facts["topics"]] == [0.9, 0.1, 0.9]
+    assert facts["files"]["tokenizer.json"]["bytes"] == (tiny_model / "tokenizer.json").stat().st_size
+    assert (facts["standalone"], facts["base"]) == (True, None)
+
+
+def test_info_about_no_model_gives_up(tmp_path):
+    result = run("info", tmp_path)
+
+    assert result.exit_code == 2
+    assert "manifest.json" in result.stderr
+
+
+def test_export_writes_a_model_that_predicts(pages, tmp_path, tiny_model):
+    assert run("export", "--standalone", tmp_path / "alone", "--model", tiny_model).exit_code == 0
+
+    assert run("predict", "pages", "--model", tmp_path / "alone").exit_code == 0
+    again = run("export", "--standalone", tmp_path / "alone", "--model", tiny_model)
+    assert (again.exit_code, "not empty" in again.stderr) == (2, True)
+
+
+def test_version_is_printed():
+    assert run("--version").stdout.startswith("copydesk")
+
+
+def test_help_waits_for_no_heavy_import():
+    code = "import sys, copydesk.cli; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
+
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl"])
+def test_a_reader_that_goes_away_ends_the_run_quietly(pages, form):
+    process = start("predict", *["pages/b.html"] * 500, "--format", form)
+
+    process.stdout.readline()
+    process.stdout.close()
+
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+def test_control_c_ends_the_run_with_130_and_leaves_no_file(pages, tmp_path):
+    os.mkfifo(tmp_path / "slow")
+    process = start("predict", "slow", "--output", "out.txt")
+    writer = os.open(tmp_path / "slow", os.O_WRONLY)  # returns when the other side reads
+
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    os.close(writer)
+
+    assert (process.returncode, errors) == (130, b"")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "slow"]

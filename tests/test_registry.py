@@ -1,0 +1,149 @@
+"""A published model can be fetched, loaded by MLflow without a pickle, and answers like the folder."""
+
+import json
+import sys
+from pathlib import Path
+
+import mlflow.pyfunc
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.pyfunc.scoring_server import invocations
+
+import copydesk
+from copydesk import Document, PageError, registry
+from copydesk.saved import read_manifest
+
+HTML = "<h1>Talks in the news</h1><p>The minister said more.</p><aside>Subscribe to read more</aside>"
+TEXT = "Match of the sport\nShare the goal"
+ROWS = [{"html": HTML, "url": "https://news.example/a"}, {"text": TEXT}]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Return the working folder of a store that has the model."""
+    folder = tmp_path_factory.mktemp("store")
+    store = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = store.create_experiment("copydesk", artifact_location=(folder / "mlartifacts").as_uri())
+    run_id = store.create_run(experiment).info.run_id
+    registry.publish(tiny_model, example=HTML, store=store, run_id=run_id, register=True)
+    return folder
+
+
+@pytest.fixture
+def in_store(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(published)
+
+
+@pytest.fixture(scope="module")
+def model(published: Path) -> mlflow.pyfunc.PyFuncModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{published / 'mlflow.db'}")
+        return mlflow.pyfunc.load_model("models:/tiny@challenger")
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: Path) -> list[dict]:
+    documents = [Document(HTML, url="https://news.example/a", kind="html"), Document(TEXT, kind="text")]
+    return [page.model_dump(mode="json") for page in copydesk.load(tiny_model).predict(documents)]
+
+
+@pytest.mark.usefixtures("in_store")
+def test_a_fetched_model_is_the_one_that_was_published(tiny_model: Path, tmp_path: Path):
+    in_place, downloaded = (registry.fetch("models:/tiny@challenger", folder=folder) for folder in (None, tmp_path))
+
+    assert downloaded.is_relative_to(tmp_path)
+    assert read_manifest(in_place) == read_manifest(downloaded) == read_manifest(tiny_model)
+
+
+@pytest.mark.usefixtures("in_store")
+def test_to_fetch_runs_no_code_of_the_model(published: Path, tmp_path: Path):
+    (code,) = published.glob("mlartifacts/**/pyfunc.py")
+    content = code.read_text()
+    code.write_text("raise SystemExit('the code of the model ran')")
+    try:
+        copydesk.load(registry.fetch("models:/tiny@challenger", folder=tmp_path))
+    finally:
+        code.write_text(content)
+
+
+@pytest.mark.usefixtures("in_store")
+@pytest.mark.parametrize("uri", ["models:/tiny@champion", "models:/tiny/7", "models:/other@challenger", "models:/"])
+def test_an_unknown_model_is_named(uri: str):
+    with pytest.raises(registry.RegistryError, match=f"{uri} cannot be fetched from sqlite:"):
+        registry.fetch(uri)
+
+
+def test_a_missing_store_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(registry.RegistryError, match="MLFLOW_TRACKING_URI"):
+        registry.fetch("models:/tiny@challenger")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_mlflow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mlflow.artifacts", None)
+
+    with pytest.raises(registry.RegistryError, match=r"pip install 'copydesk\[mlflow\]'"):
+        registry.fetch("models:/tiny@challenger")
+
+
+@pytest.mark.parametrize("rows", [ROWS, pd.DataFrame(ROWS)], ids=["records", "data frame"])
+def test_mlflow_answers_like_the_folder(model: mlflow.pyfunc.PyFuncModel, expected: list[dict], rows):
+    assert model.predict(rows) == expected
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {"inputs": ROWS},
+        {"dataframe_records": ROWS},
+        {
+            "dataframe_split": {
+                "columns": ["html", "text", "url"],
+                "data": [[HTML, None, "https://news.example/a"], [None, TEXT, None]],
+            }
+        },
+    ],
+    ids=lambda body: next(iter(body)),
+)
+def test_mlflows_server_reads_requests(model: mlflow.pyfunc.PyFuncModel, expected: list[dict], request_body: dict):
+    schema = model.metadata.get_input_schema()
+
+    response = invocations(json.dumps(request_body), "application/json", model, schema)
+
+    assert response.status == 200
+    assert json.loads(response.response) == {"predictions": expected}
+
+
+def test_one_kind_of_page_is_enough_for_a_request(model: mlflow.pyfunc.PyFuncModel, expected: list[dict]):
+    assert model.predict([{"text": TEXT}]) == expected[1:]
+
+
+@pytest.mark.parametrize("row", [{"url": "https://news.example"}, {"html": "<p>a", "text": "a"}, {}])
+def test_a_row_needs_either_html_or_text(row: dict):
+    with pytest.raises(PageError, match=r"row 1 has .*: give either html or text"):
+        registry.documents_from([{"text": "a"}, row])
+
+
+def test_an_empty_page_is_a_page():
+    assert registry.documents_from([{"text": "", "html": None}]) == [Document("", kind="text")]
+
+
+def test_the_requirements_can_be_had_from_an_index(tiny_model: Path):
+    found = registry.requirements(tiny_model)
+
+    assert found[0].startswith("copydesk[mlflow]")
+    assert any(line.startswith("torch==") for line in found)
+    assert not any("+" in line for line in found)
+
+
+def test_nothing_published_is_a_pickle(published: Path):
+    names = {path.name for path in published.glob("mlartifacts/**/*") if path.is_file()}
+
+    assert "pyfunc.py" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]

@@ -1,0 +1,281 @@
+"""Experiments: YAML and overrides → a frozen, validated `Experiment`.
+
+Knows every setting, its type and its meaning; knows nothing of what is done with it. Top keys are stage names.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from copydesk.encode import Encoding
+from copydesk.encoder import MINILM
+
+
+class ConfigError(ValueError):
+    """A config is wrong. The message lists all faults at once."""
+
+
+class Part(BaseModel):
+    """A group of settings: closed, frozen, documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PageSource(Part):
+    """Annotated web pages: stand-off labels joined with the pages that they are about."""
+
+    name: str
+    """Name in reports and slices."""
+    annotations: Path
+    """JSON lines as `data/README.md` describes them."""
+    folder: Path
+    """Folder in which each annotation's page is looked for, as `PAGE`, `.html`, `.html.gz`, `.txt`, or its `file`."""
+
+
+class ArticleSource(Part):
+    """Topic-labelled articles: JSON lines, Parquet or a hub data set."""
+
+    name: str
+    """Name in reports and slices."""
+    path: str
+    """A `.jsonl`, `.jsonl.gz` or `.parquet` file, else the id of a hub data set."""
+    hub_config: str | None = None
+    """Configuration of the hub data set."""
+    hub_split: str = "train"
+    """Split of the hub data set."""
+    id_column: str | None = "id"
+    """Null: rows are numbered."""
+    title_column: str | None = "title"
+    text_column: str = "text"
+    labels_column: str = "topics"
+    """A label or a list of labels a row."""
+    url_column: str | None = "url"
+    publisher_column: str | None = None
+    """Column that names the publisher of rows without an address."""
+    sites: dict[str, str] = {}
+    """Site of each publisher, for rows without an address; one not listed is a site of its own."""
+    label_map: Path | None = None
+    """YAML or JSON: label → topic ids. Null: the labels are topic ids."""
+    decidable: list[str] | Literal["all"] = "all"
+    """Topics that this source can decide at all: of the others an absent label is unknown, not negative."""
+    only_positive: bool = False
+    """An absent label says nothing even of decidable topics (publishers' own sections, mostly one a row)."""
+    weak: bool = False
+    """Labels come from a rule, not a judge: a judged copy of the same article wins."""
+    language: str = "en"
+    max_tokens: PositiveInt | None = None
+    """Take a random part of about this many tokens (a quarter of the characters)."""
+
+
+class Prepare(Part):
+    """Stage 1: sources → deduplicated, site-disjoint splits."""
+
+    topics: Path
+    """The topic list."""
+    pages: list[PageSource]
+    articles: list[ArticleSource] = []
+    site_aliases: dict[str, str] = {}
+    """Sites of one publisher that must not be parted: alias → site."""
+    test_fraction: float = Field(gt=0, lt=1)
+    """Share of the rows, sites being whole."""
+    num_folds: int = Field(ge=2)
+    """Site-disjoint folds of what is not test; fold 0 is validation."""
+    large_site_rows: PositiveInt = 300
+    """A site with more rows is always trained on."""
+    near_duplicate_similarity: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of word 5-grams from which two articles are one."""
+    seed: int = 0
+
+
+class Network(Part):
+    """Shape of the network above the text encoder."""
+
+    page_width: PositiveInt = 256
+    page_layers: NonNegativeInt = 2
+    hint_width: PositiveInt = 64
+    window_sections: PositiveInt = 1_024
+    window_overlap: NonNegativeInt = 256
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TransformerFit(Part):
+    """Stage 2 with a transformer."""
+
+    kind: Literal["transformer"]
+    encoder: str = MINILM
+    """A local folder or a hub id."""
+    tuning: Literal["full", "lora", "heads"] = "full"
+    """What of the encoder learns: all but the embeddings, low-rank updates of its linear layers, or nothing."""
+    lora_rank: PositiveInt = 16
+    frozen_layers: NonNegativeInt = 0
+    """The encoder's lowest layers that do not learn: cheaper to train and to store."""
+    encoding: Encoding = Encoding()
+    network: Network = Network()
+    warm_up_epochs: NonNegativeInt = 0
+    """Epochs in which the page encoder and the heads learn alone, on fixed vectors of the pretrained encoder, before
+    all learn together (linear probing, then fine-tuning: arXiv:2202.10054). Cheap: the texts are encoded once."""
+    warm_up_learning_rate: PositiveFloat = 1e-3
+    """Peak rate of these epochs."""
+    epochs: PositiveInt
+    tokens_per_batch: PositiveInt = 12_000
+    """Tokens of sections in one step, over all processes."""
+    learning_rate: PositiveFloat
+    """Peak rate of the encoder, reached when warm-up ends."""
+    head_learning_rate: PositiveFloat
+    """Peak rate of all that is not pretrained."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_fraction: float = Field(default=0.06, ge=0, le=1)
+    """Share of all steps spent warming up."""
+    class_weights: Literal["none", "sqrt_inverse", "inverse"]
+    """How rare section labels are made to count: by this power of their share of the sections."""
+    page_share: dict[str, float] = {}
+    """Page source → share of its training pages drawn in each epoch, where not all are."""
+    topic_weight: float = Field(default=1.0, ge=0)
+    """Weight of the topic loss beside the section loss."""
+    hint_dropout: float = Field(default=0.3, ge=0, le=1)
+    """Share of training pages that are read as if they were plain text."""
+    class_hint_dropout: float = Field(default=0.2, ge=0, le=1)
+    """Share of training pages of which only the tags are hinted, not the class names."""
+    patience: PositiveInt = 2
+    """Epochs without a better validation score after which training ends."""
+    out_of_fold_epochs: NonNegativeInt = 0
+    """Epochs of the models that score the other folds for thresholds and temperatures; 0: none does."""
+    folds_at_once: PositiveInt = 2
+    """Folds that one of those models leaves out."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 where the processor multiplies it natively."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+
+class BaselineFit(Part):
+    """Stage 2 with scikit-learn: TF-IDF and section features into logistic regression."""
+
+    kind: Literal["baseline"]
+    max_text_features: PositiveInt = 50_000
+    """Size of the vocabulary of words and word pairs."""
+    inverse_regularisation: PositiveFloat = 1.0
+    """`C` of the logistic regressions."""
+    class_weights: Literal["none", "balanced"] = "none"
+    seed: int = 0
+
+
+class Release(Part):
+    """Stage 3: calibration, thresholds, the model folder and its card."""
+
+    name: str = "copydesk"
+    """Name in the model folder and in the registry."""
+    weights: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the stored weights."""
+    min_topic_positives: PositiveInt = 20
+    """Topics with fewer positives share one threshold."""
+    register_model: bool = True
+    """Register in MLflow with the alias `challenger`."""
+
+
+class Evaluate(Part):
+    """Stage 4: scores of the released folder."""
+
+    split: Literal["validation", "test"] = "validation"
+    """Test is read only when a model is released."""
+    bootstrap_samples: PositiveInt = 1_000
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+
+class Experiment(Part):
+    """All settings of one experiment."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Names the folders `data/prepared/NAME` and `models/NAME` and the MLflow runs."""
+    prepare: Prepare
+    fit: Annotated[TransformerFit | BaselineFit, Field(discriminator="kind")]
+    release: Release = Release()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared splits."""
+        return Path("data/prepared") / self.name
+
+    @property
+    def fitted(self) -> Path:
+        """Folder of checkpoints and of the best weights."""
+        return Path("models") / self.name / "fit"
+
+    @property
+    def released(self) -> Path:
+        """The finished model folder."""
+        return Path("models") / self.name / "release"
+
+    @property
+    def evaluated(self) -> Path:
+        """Folder of scores and figures."""
+        return Path("models") / self.name / "evaluation"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: YAML 1.1 reads `3e-5` as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)|\d+\.\d*|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
+    """Read a config file and apply `a.b=c` overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, or settings are wrong: all faults at once.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}. Shipped ones are in configs/") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, expected settings under top keys: see configs/")
+    for override in overrides or ():
+        _apply(content, override)
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        faults = "\n".join(
+            f"  {'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (got {fault['input']!r})"
+            for fault in error.errors()
+        )
+        raise ConfigError(f"{path} has {error.error_count()} fault(s):\n{faults}") from error
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected KEY.KEY=VALUE, e.g. fit.epochs=2")
+    *parents, last = key.split(".")
+    target = content
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a group of settings")
+    target[last] = yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
+
+
+def experiment_from_arguments(description: str, arguments: list[str] | None = None) -> Experiment:
+    """Parse the command line that all stages share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="an experiment, see configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
+    options = parser.parse_args(arguments)
+    try:
+        return load_experiment(options.config, options.set)
+    except ConfigError as error:
+        parser.exit(2, f"{error}\n")

@@ -1,0 +1,145 @@
+"""Stage 2: fine-tune, keep the best on validation.
+
+Knows which rows train and which are held out; knows nothing of thresholds or model folders. Writes the trained tensors,
+`fit.json` (what they are) and `held_out.npz` (logits of rows that the scoring model did not train on) to
+`models/NAME/fit`.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from copydesk.encode import TextEncoder
+from copydesk.encoder import encoder_folder, sha256_of
+from copydesk.network import CopydeskModel
+from copydesk.predictor import tune_malloc
+from train import baseline, tracking
+from train.config import BaselineFit, Experiment, TransformerFit, experiment_from_arguments
+from train.packs import encode_rows, load_rows
+from train.sources.articles import read_topics
+from train.trainer import SCORE, Fitting, Rows, network_arguments, trained_tensors
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, SUMMARY, HELD_OUT = "trained.safetensors", "fit.json", "held_out.npz"
+
+
+def fit(experiment: Experiment) -> dict[str, Any]:
+    """Run the stage and return its summary.
+
+    Raises:
+        FileNotFoundError: the prepare stage has not run.
+        ValueError: the prepared rows do not fit this version.
+    """
+    settings = experiment.fit
+    shutil.rmtree(experiment.fitted, ignore_errors=True)
+    experiment.fitted.mkdir(parents=True)
+    with tracking.start_run(experiment) as run:
+        run.log_inputs(experiment.prepared)
+        if isinstance(settings, BaselineFit):
+            summary = baseline.fit(experiment)
+        else:
+            summary = _fit_transformer(experiment, settings, run)
+        run.log_metrics({name: value for name, value in summary.items() if isinstance(value, int | float)})
+        (experiment.fitted / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    return summary
+
+
+def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: tracking.Run) -> dict[str, Any]:
+    tune_malloc()
+    topics = read_topics(experiment.prepare.topics)
+    folder = encoder_folder(settings.encoder)
+    encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding)
+    train, validation = (
+        Rows(
+            *encode_rows(
+                load_rows(experiment.prepared, "pages", split),
+                load_rows(experiment.prepared, "articles", split),
+                encoder=encoder,
+                topics=topics,
+            )
+        )
+        for split in ("train", "validation")
+    )
+    fitting = Fitting(settings, folder, topics)
+    trainer = fitting.run(
+        train, validation, epochs=settings.epochs, output=experiment.fitted, callbacks=[tracking.trainer_callback(run)]
+    )
+    model = trainer.best_model()
+    trained = trained_tensors(model)
+    save_file(trained, experiment.fitted / WEIGHTS)
+    held_out = [held_out_scores(fitting, model, validation)]
+    if settings.out_of_fold_epochs:
+        everything = Rows(train.pages + validation.pages, train.articles + validation.articles)
+        folder_of_folds = experiment.fitted / "folds"
+        held_out += score_other_folds(
+            fitting, everything, num_folds=experiment.prepare.num_folds, output=folder_of_folds
+        )
+    np.savez_compressed(experiment.fitted / HELD_OUT, allow_pickle=False, **_joined(held_out))
+    return {
+        "kind": "transformer",
+        "encoder": settings.encoder,
+        "encoder_sha256": sha256_of(folder / "model.safetensors"),
+        "network": network_arguments(model),
+        "lora_scale": 1.0 if settings.tuning == "lora" else None,
+        "best_step": trainer.state.best_global_step,
+        "steps": trainer.state.global_step,
+        SCORE: trainer.state.best_metric,
+        "trained_parameters": sum(tensor.numel() for tensor in trained.values()),
+    }
+
+
+def score_other_folds(fitting: Fitting, rows: Rows, *, num_folds: int, output: Path) -> Iterator[dict[str, np.ndarray]]:
+    """Score folds 1 … by models that did not see them; fold 0 is validation, which the main model scores."""
+    settings = fitting.settings
+    others = list(range(1, num_folds))
+    for start in range(0, len(others), settings.folds_at_once):
+        held = frozenset(others[start : start + settings.folds_at_once])
+        log.info("scoring the folds %s by a model that trains on the others", sorted(held))
+        trainer = fitting.run(rows.outside(held), None, epochs=settings.out_of_fold_epochs, output=output)
+        yield held_out_scores(fitting, trainer.network, rows.inside(held))
+    shutil.rmtree(output, ignore_errors=True)
+
+
+def held_out_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dict[str, np.ndarray]:
+    """Return logits and targets of rows, with the site of each section and article."""
+    sections, articles = fitting.logits(model, rows)
+    lengths = [len(page.encoded) for page in rows.pages]
+    return {
+        "section_logits": sections,
+        "classes": np.concatenate([page.classes for page in rows.pages]),
+        "section_sites": np.repeat([page.site for page in rows.pages], lengths),
+        "topic_logits": articles,
+        "holds": np.stack([article.holds for article in rows.articles]),
+        "decided": np.stack([article.decided for article in rows.articles]),
+        "article_sites": np.array([article.site for article in rows.articles]),
+    }
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    datasets.disable_progress_bars()
+    experiment = experiment_from_arguments("Stage 2: fine-tune, keep the best on validation.")
+    try:
+        summary = fit(experiment)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"fit: {error}")
+    log.info("best %s %.4f at step %s", SCORE, summary[SCORE], summary.get("best_step"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Prepared rows → packed batches with targets, in an order that is a function of seed and epoch alone.
+
+Knows Parquet columns, targets and packing; knows nothing of the network or the loss.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_pages
+from copydesk.labels import CLASSES, TopicList
+from copydesk.split import RawPage, split
+from train.config import TransformerFit
+
+_HEADLINE, _BODY = CLASSES.index("headline"), CLASSES.index("body")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPage:
+    """A page as numbers, with its targets."""
+
+    id: str
+    source: str
+    site: str
+    fold: int
+    encoded: EncodedPage
+    classes: np.ndarray
+    """(sections,) of int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingArticle:
+    """An article as numbers, with what is known of its topics."""
+
+    id: str
+    site: str
+    fold: int
+    tokens: list[int]
+    holds: np.ndarray
+    """(topics,) of float32: 1 where the topic holds."""
+    decided: np.ndarray
+    """(topics,) of float32: 1 where it is known whether it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One step's worth of rows."""
+
+    pages: PageBatch
+    classes: torch.Tensor
+    """(sections,)."""
+    articles: list[tuple[torch.Tensor, torch.Tensor | None]]
+    """Chunks of token ids and mask."""
+    holds: torch.Tensor
+    """(articles, topics), in the order of the chunks' rows."""
+    decided: torch.Tensor
+    """(articles, topics)."""
+
+
+def load_rows(prepared: Path, kind: str, split_name: str) -> datasets.Dataset:
+    """Read the rows of a split.
+
+    Args:
+        prepared: folder that the prepare stage wrote.
+        kind: `pages` or `articles`.
+        split_name: `train`, `validation` or `test`.
+
+    Raises:
+        FileNotFoundError: the stage has not run.
+    """
+    path = prepared / kind / f"{split_name}.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: run `python -m train.prepare` with the same config first")
+    return datasets.Dataset.from_parquet(str(path))
+
+
+def resplit(row: dict[str, Any]) -> RawPage:
+    """Split a prepared page.
+
+    Raises:
+        ValueError: it was prepared by a version that split it otherwise.
+    """
+    raw = split(row["content"], kind=row["kind"])
+    if len(raw.sections) != len(row["classes"]):
+        raise ValueError(
+            f"page {row['id']} has {len(raw.sections)} sections, it was prepared with {len(row['classes'])}: "
+            "run `python -m train.prepare` again"
+        )
+    return raw
+
+
+def gold_article(raw: RawPage, classes: Sequence[int]) -> str:
+    """Return headline, line break and body of a page as labelled: what its topics are read from."""
+    texts = raw.texts()
+    parts = [
+        text for wanted in (_HEADLINE, _BODY) for text, label in zip(texts, classes, strict=True) if label == wanted
+    ]
+    return "\n".join(parts)
+
+
+def encode_rows(
+    pages: Iterable[dict[str, Any]], articles: Iterable[dict[str, Any]], *, encoder: TextEncoder, topics: TopicList
+) -> tuple[list[TrainingPage], list[TrainingArticle]]:
+    """Encode prepared rows; a page whose topics are known is an article too."""
+    encoded_pages: list[TrainingPage] = []
+    rows: list[tuple[dict[str, Any], str, list[str]]] = []
+    everything = [topic.id for topic in topics.topics]
+    for row in pages:
+        raw = resplit(row)
+        classes = np.array(row["classes"], dtype=np.int64)
+        encoded_pages.append(
+            TrainingPage(row["id"], row["source"], row["site"], row["fold"], encoder.encode_page(raw), classes)
+        )
+        text = gold_article(raw, row["classes"])
+        if row["topics_known"] and text:
+            rows.append((row, text, everything))
+    rows += [(row, f"{row['title']}\n{row['text']}", row["decided"]) for row in articles]
+    tokens = encoder.encode_articles([text for _, text, _ in rows])
+    return encoded_pages, [
+        TrainingArticle(row["id"], row["site"], row["fold"], ids, _mark(row["topics"], topics), _mark(decided, topics))
+        for (row, _, decided), ids in zip(rows, tokens, strict=True)
+    ]
+
+
+def _mark(ids: Iterable[str], topics: TopicList) -> np.ndarray:
+    marked = np.zeros(len(topics), dtype=np.float32)
+    marked[[topics.index[topic] for topic in ids]] = 1
+    return marked
+
+
+def pack(pages: Sequence[TrainingPage], articles: Sequence[TrainingArticle], *, pad_id: int, num_topics: int) -> Pack:
+    """Pack rows as they are."""
+    ordered = sorted(articles, key=lambda article: len(article.tokens))
+    targets = [
+        torch.from_numpy(np.stack([getattr(article, name) for article in ordered]))
+        if ordered
+        else torch.zeros(0, num_topics)
+        for name in ("holds", "decided")
+    ]
+    return Pack(
+        pages=collate_pages([page.encoded for page in pages], pad_id=pad_id),
+        classes=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in pages]])),
+        articles=chunk([article.tokens for article in ordered], pad_id=pad_id),
+        holds=targets[0],
+        decided=targets[1],
+    )
+
+
+class Packs(torch.utils.data.Dataset[Pack]):
+    """The packs of all epochs, one after the other: item `i` is pack `i % num_packs` of epoch `i // num_packs`.
+
+    Every epoch has the same number of packs, a multiple of `num_processes`, so that a step number says which rows were
+    seen, in any process count.
+    """
+
+    def __init__(
+        self,
+        pages: Sequence[TrainingPage],
+        articles: Sequence[TrainingArticle],
+        *,
+        settings: TransformerFit,
+        epochs: int,
+        pad_id: int,
+        num_topics: int,
+        num_processes: int = 1,
+    ) -> None:
+        self.pages, self.articles = pages, articles
+        self.settings, self.epochs = settings, epochs
+        self.pad_id, self.num_topics = pad_id, num_topics
+        tokens = sum(page.encoded.num_tokens * self._share(page) for page in pages)
+        steps = max(1, round(tokens / settings.tokens_per_batch))
+        self.num_packs = steps * num_processes
+        self._plan: tuple[int, list[list[int]], list[list[int]]] | None = None
+
+    def __len__(self) -> int:
+        return self.num_packs * self.epochs
+
+    @cached_property
+    def class_counts(self) -> np.ndarray:
+        """(classes,): sections of each class in an epoch."""
+        return np.bincount(np.concatenate([page.classes for page in self.pages]), minlength=len(CLASSES))
+
+    def __getitem__(self, index: int) -> Pack:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pack {index} of {len(self)}")
+        pages, articles = self.rows_of(index)
+        return pack(
+            [self.with_dropped_hints(i, index // self.num_packs) for i in pages],
+            [self.articles[i] for i in articles],
+            pad_id=self.pad_id,
+            num_topics=self.num_topics,
+        )
+
+    def _share(self, page: TrainingPage) -> float:
+        return self.settings.page_share.get(page.source, 1.0)
+
+    def _arrange(self, epoch: int) -> tuple[list[list[int]], list[list[int]]]:
+        random = np.random.default_rng([self.settings.seed, epoch])
+        drawn = random.random(len(self.pages)) < np.array([self._share(page) for page in self.pages])
+        pages = self._deal({i: self.pages[i].encoded.num_tokens for i in np.flatnonzero(drawn).tolist()}, random)
+        return pages, self._deal({i: len(article.tokens) for i, article in enumerate(self.articles)}, random)
+
+    def _deal(self, sizes: dict[int, int], random: np.random.Generator) -> list[list[int]]:
+        """Shuffle rows and cut them into `num_packs` stretches of about equal size."""
+        packs: list[list[int]] = [[] for _ in range(self.num_packs)]
+        total, before = sum(sizes.values()), 0.0
+        for row in random.permutation(list(sizes)).tolist():
+            middle = (before + sizes[row] / 2) / total
+            packs[min(self.num_packs - 1, int(middle * self.num_packs))].append(row)
+            before += sizes[row]
+        return packs
+
+    def rows_of(self, index: int) -> tuple[list[int], list[int]]:
+        """Return which pages and which articles an item packs."""
+        epoch, number = divmod(index, self.num_packs)
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, *self._arrange(epoch))
+        return self._plan[1][number], self._plan[2][number]
+
+    def with_dropped_hints(self, index: int, epoch: int) -> TrainingPage:
+        """Return a page as this epoch shows it: whole, without class names, or as plain text."""
+        page = self.pages[index]
+        draw = np.random.default_rng([self.settings.seed, epoch, index]).random()
+        if draw < self.settings.hint_dropout:
+            encoded = page.encoded.without_hints()
+        elif draw < self.settings.hint_dropout + self.settings.class_hint_dropout:
+            encoded = page.encoded.without_class_hints()
+        else:
+            return page
+        return replace(page, encoded=encoded)

@@ -1,0 +1,323 @@
+"""Stage 3: calibrate, choose thresholds, write the model folder and its card.
+
+Knows temperatures, thresholds and the card; knows nothing of training. All choices are made on rows that the scoring
+model did not train on: validation, and the other folds where the fit stage scored them.
+"""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.optimize import minimize_scalar
+
+from copydesk.decode import class_probabilities, label_scores, topic_probabilities
+from copydesk.encoder import encoder_folder, sha256_of
+from copydesk.labels import CLASSES, SectionLabel, TopicList
+from copydesk.network import CopydeskConfig, CopydeskModel
+from copydesk.saved import TOKENIZER, Base, Description, save_folder
+from train import baseline, tracking
+from train.config import Experiment, TransformerFit, experiment_from_arguments
+from train.metrics import expected_calibration_error, labels_of
+from train.sources.articles import read_topics
+
+log = logging.getLogger(__name__)
+
+NUM_FOLDS = 5
+GRID = np.arange(0.05, 0.951, 0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What is chosen on held-out rows."""
+
+    section_temperature: float
+    topic_temperature: float
+    thresholds: np.ndarray
+    """(topics,)."""
+    shared: np.ndarray
+    """(topics,) of bool: topics too rare for a threshold of their own."""
+    positives: np.ndarray
+    """(topics,): held-out articles in which each topic holds."""
+    section_ece: float
+    num_sections: int
+    num_articles: int
+
+
+def release(experiment: Experiment) -> Calibration:
+    """Run the stage.
+
+    Raises:
+        FileNotFoundError: the fit stage has not run.
+        EncoderError: the encoder that was tuned cannot be had any more, or has changed.
+    """
+    summary_path = experiment.fitted / "fit.json"
+    if not summary_path.is_file():
+        raise FileNotFoundError(f"there is no {summary_path}: run `python -m train.fit` with the same config first")
+    summary = json.loads(summary_path.read_text("utf-8"))
+    topics = read_topics(experiment.prepare.topics)
+    with np.load(experiment.fitted / "held_out.npz") as held_out:
+        calibration = calibrate(dict(held_out), topics=topics, min_positives=experiment.release.min_topic_positives)
+    shutil.rmtree(experiment.released, ignore_errors=True)
+    with tracking.continue_run(experiment) as run:
+        card = card_of(experiment, topics=topics, calibration=calibration, summary=summary)
+        if isinstance(experiment.fit, TransformerFit):
+            _write_folder(experiment, experiment.fit, summary, calibration, topics=topics, card=card)
+            run.log_model(experiment.released, example=EXAMPLE, register=experiment.release.register_model)
+        else:
+            baseline.save(
+                experiment.released,
+                fitted=experiment.fitted,
+                topics=topics,
+                thresholds=calibration.thresholds.tolist(),
+                temperatures=(calibration.section_temperature, calibration.topic_temperature),
+                name=experiment.release.name,
+                card=card,
+            )
+        size = sum(file.stat().st_size for file in experiment.released.iterdir())
+        run.log_metrics(
+            {
+                "release/section_temperature": calibration.section_temperature,
+                "release/topic_temperature": calibration.topic_temperature,
+                "release/held_out_section_ece": calibration.section_ece,
+                "release/megabytes": size / 1e6,
+            }
+        )
+    log.info("%s: %.1f MB, held-out section ECE %.4f", experiment.released, size / 1e6, calibration.section_ece)
+    return calibration
+
+
+EXAMPLE = (
+    "<html><body><nav><a href='/'>Home</a> <a href='/join'>Subscribe</a></nav><h1>Ferry to Port Ansel runs again</h1>"
+    "<p>The night ferry to Port Ansel sailed on Monday for the first time since the storm.</p>"
+    "<p>You have 1 free article left this month. Subscribe for $2 a week.</p></body></html>"
+)
+
+
+def calibrate(held_out: dict[str, np.ndarray], *, topics: TopicList, min_positives: int) -> Calibration:
+    """Choose temperatures and thresholds.
+
+    Args:
+        held_out: logits and targets as the fit stage wrote them.
+        topics: with their hierarchy.
+        min_positives: a topic with fewer shares one threshold with the others like it.
+    """
+    logits, classes = held_out["section_logits"], held_out["classes"]
+    section_temperature = _temperature(
+        lambda t: -np.log(class_probabilities(logits, temperature=t)[np.arange(len(classes)), classes] + 1e-12).mean()
+    )
+    holds, decided = held_out["holds"] > 0, held_out["decided"] > 0
+    raw = held_out["topic_logits"].astype(np.float64)
+    topic_temperature = _temperature(lambda t: _binary_loss(raw / t, holds)[decided].mean())
+    probabilities = topic_probabilities(raw, temperature=topic_temperature, topics=topics)
+    thresholds, shared = choose_thresholds(
+        probabilities, holds, decided, sites=held_out["article_sites"], min_positives=min_positives
+    )
+    scores = label_scores(class_probabilities(logits, temperature=section_temperature))
+    return Calibration(
+        section_temperature=section_temperature,
+        topic_temperature=topic_temperature,
+        thresholds=thresholds,
+        shared=shared,
+        positives=(holds & decided).sum(axis=0),
+        section_ece=expected_calibration_error(scores.max(axis=1), scores.argmax(axis=1) == labels_of(classes)),
+        num_sections=len(classes),
+        num_articles=len(holds),
+    )
+
+
+def _temperature(loss: Any) -> float:
+    found = minimize_scalar(lambda power: loss(np.exp(power)), bounds=(-2.0, 2.0), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _binary_loss(logits: np.ndarray, holds: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, logits) - logits * holds
+
+
+def choose_thresholds(
+    probabilities: np.ndarray, holds: np.ndarray, decided: np.ndarray, *, sites: np.ndarray, min_positives: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose for each topic the threshold with the best F1; the mean over folds of sites, each left out in turn.
+
+    Args:
+        probabilities: (articles, topics), calibrated.
+        holds: (articles, topics) of bool.
+        decided: (articles, topics) of bool.
+        sites: (articles,): articles of one site are left out together.
+        min_positives: topics with fewer share the threshold that is best for them all.
+
+    Returns:
+        (topics,) thresholds, and (topics,) of bool: which ones share.
+    """
+    # (articles, topics, grid) would be large: one topic at a time.
+    names, site_index = np.unique(sites, return_inverse=True)
+    folds = np.random.default_rng(0).permutation(len(names))[site_index] % NUM_FOLDS
+    counts = np.zeros((holds.shape[1], NUM_FOLDS, len(GRID), 3))
+    for topic in range(holds.shape[1]):
+        known = decided[:, topic]
+        marked = probabilities[known, topic, None] >= GRID
+        true = holds[known, topic, None]
+        for fold in range(NUM_FOLDS):
+            chosen = folds[known] == fold
+            counts[topic, fold] = np.stack(
+                [
+                    (marked & true)[chosen].sum(axis=0),
+                    marked[chosen].sum(axis=0),
+                    np.broadcast_to(true[chosen].sum(axis=0), GRID.shape),
+                ],
+                axis=-1,
+            )
+    shared = (holds & decided).sum(axis=0) < min_positives
+    thresholds = np.array([_best_threshold(topic) for topic in counts])
+    if shared.any():
+        thresholds[shared] = _best_threshold(counts[shared].sum(axis=0))
+    return thresholds.round(3), shared
+
+
+def _best_threshold(counts: np.ndarray) -> float:
+    """Return the mean over folds of the best threshold on the others, from counts (folds, grid, 3)."""
+    best = []
+    for fold in range(len(counts)):
+        hits, marked, true = (counts.sum(axis=0) - counts[fold]).T
+        f1 = 2 * hits / np.maximum(marked + true, 1)
+        best.append(GRID[f1 >= f1.max() - 1e-9].mean() if f1.max() > 0 else 0.5)
+    return float(np.mean(best))
+
+
+def _write_folder(
+    experiment: Experiment,
+    settings: TransformerFit,
+    summary: dict[str, Any],
+    calibration: Calibration,
+    *,
+    topics: TopicList,
+    card: str,
+) -> None:
+    trained = load_file(experiment.fitted / "trained.safetensors")
+    with torch.device("meta"):
+        names = CopydeskModel(CopydeskConfig(**summary["network"])).state_dict()
+    base = encoder_folder(settings.encoder, sha256=summary["encoder_sha256"])
+    dtype = torch.bfloat16 if experiment.release.weights == "bfloat16" else torch.float32
+    save_folder(
+        experiment.released,
+        tensors={name: tensor.to(dtype) for name, tensor in trained.items()},
+        description=Description(
+            network=summary["network"],
+            encoding=settings.encoding,
+            classes=list(CLASSES),
+            topics=list(topics.topics),
+            thresholds=calibration.thresholds.tolist(),
+            section_temperature=calibration.section_temperature,
+            topic_temperature=calibration.topic_temperature,
+            base=Base(
+                name=settings.encoder,
+                sha256=summary["encoder_sha256"],
+                borrowed=[name.removeprefix("encoder.") for name in names if name not in trained],
+                lora_scale=summary["lora_scale"],
+            ),
+        ),
+        tokenizer=(base / TOKENIZER).read_text("utf-8"),
+        name=experiment.release.name,
+        created=datetime.now(UTC).date().isoformat(),
+        run=provenance(experiment),
+        card=card,
+    )
+
+
+def provenance(experiment: Experiment) -> dict[str, str]:
+    """Return what made a model: experiment, git commit, hashes of the prepared data, MLflow run."""
+    found = {"experiment": experiment.name, "git_commit": git_commit()}
+    for path in sorted(experiment.prepared.glob("*/*.parquet")):
+        found[f"data/{path.relative_to(experiment.prepared).with_suffix('').as_posix()}"] = sha256_of(path)
+    run = experiment.fitted / "run.json"
+    if run.is_file():
+        found["mlflow_run_id"] = str(json.loads(run.read_text("utf-8")).get("run_id", ""))
+    return found
+
+
+def git_commit() -> str:
+    """Return the commit of the checkout, with `-dirty` where files differ from it; `unknown` outside of git."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def card_of(experiment: Experiment, *, topics: TopicList, calibration: Calibration, summary: dict[str, Any]) -> str:
+    """Return the model card: what the model is, what it learnt from, how its numbers were chosen."""
+    report = json.loads((experiment.prepared / "report.json").read_text("utf-8"))
+    train = report["splits"]["train"]
+    settings = experiment.prepare
+    lines = [
+        f"# {experiment.release.name}: {experiment.name}",
+        "",
+        (
+            "Labels each section of a news page body, boilerplate, paywall or sponsored, finds the headline, and "
+            "assigns IPTC Media Topics. Read with `copydesk predict --model FOLDER PAGE` or `copydesk.load(FOLDER)`."
+        ),
+        "",
+        "| | |",
+        "|---|---|",
+        f"| kind | {summary['kind']} |",
+        f"| base | {summary.get('encoder', 'none')} |",
+        f"| trained parameters | {summary.get('trained_parameters', '–')} |",
+        f"| trained on | {train['pages']} pages and {train['articles']} articles of {train['sites']} sites |",
+        "| sources | "
+        + ", ".join([*(page.name for page in settings.pages), *(article.name for article in settings.articles)])
+        + " (terms: NOTICE) |",
+        "| language | English; others are read, and worse |",
+        "",
+        "## Labels",
+        "",
+        "| label | sections in training | pages in training |",
+        "|---|---|---|",
+        *(f"| {label} | {train['sections'][label]} | {train['pages_with'][label]} |" for label in CLASSES),
+        "",
+        f"A headline is `body` with the role `headline`. Order of `scores`: {', '.join(SectionLabel)}.",
+        "",
+        "## Calibration and thresholds",
+        "",
+        (
+            f"Chosen on {calibration.num_sections} sections and {calibration.num_articles} articles of sites that the "
+            f"scoring model did not train on. Temperatures: sections {calibration.section_temperature:.3f}, topics "
+            f"{calibration.topic_temperature:.3f}. Expected calibration error of sections there: "
+            f"{calibration.section_ece:.4f} (15 bins, four labels)."
+        ),
+        "",
+        "| topic | id | threshold | held-out positives |",
+        "|---|---|---|---|",
+        *(
+            f"| {topic.name} | {topic.id} | {calibration.thresholds[i]:.2f}{' (shared)' * int(calibration.shared[i])} "
+            f"| {calibration.positives[i]} |"
+            for i, topic in enumerate(topics.topics)
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    experiment = experiment_from_arguments("Stage 3: calibrate, choose thresholds, write the model folder.")
+    try:
+        release(experiment)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"release: {error}")
+
+
+if __name__ == "__main__":
+    main()
