@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 export TOKENIZERS_PARALLELISM := true
 PYTHON ?= python3
-DEMO_PAGE := data/sample/pages/harwickcourier
+DEMO_PAGE := data/sample/pages/eveninglantern/marlport-mayor-biscuit-tin.html
 
 setup: $(VENV)/ready  ## install everything into .venv
 
@@ -17,7 +17,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## train the small experiment and show a page of a site that it did not train on
-	dvc repro --quiet evaluate@sample
+	dvc repro evaluate@sample
 	copydesk predict --model models/sample/release $(DEMO_PAGE)
 	@echo "Compare runs in a browser: make ui"
 

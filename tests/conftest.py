@@ -1,5 +1,7 @@
 """What more than one test needs."""
 
+import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +39,88 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a text encoder with random weights, as `fit.encoder` names one."""
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("encoders") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """Prepare the sample for a tiny experiment: a folder with `tiny.yaml`, an empty MLflow store and `data/prepared`."""
+    import datasets
+    from mlflow import MlflowClient
+
+    from train.config import load_experiment
+    from train.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared")
+    sample = Path(__file__).parents[1] / "data"
+    settings = {
+        "name": "tiny",
+        "prepare": {
+            "topics": str(sample / "topics.yaml"),
+            "pages": [
+                {
+                    "name": "sample",
+                    "annotations": str(sample / "sample" / "annotations.jsonl"),
+                    "folder": str(sample / "sample" / "pages"),
+                }
+            ],
+            "articles": [{"name": "sample-articles", "path": str(sample / "sample" / "articles.jsonl")}],
+            "test_fraction": 0.2,
+            "num_folds": 3,
+        },
+        "fit": {
+            "kind": "transformer",
+            "encoder": str(tiny_encoder),
+            "encoding": {"max_article_tokens": 64, "hint_buckets": 256},
+            "network": {"page_width": 64, "page_layers": 1, "hint_width": 16},
+            "epochs": 2,
+            "tokens_per_batch": 8_000,
+            "learning_rate": 0.01,
+            "head_learning_rate": 0.01,
+            "class_weights": "sqrt_inverse",
+        },
+        "release": {"name": "tiny", "register_model": False},
+        "evaluate": {"bootstrap_samples": 20},
+    }
+    (folder / "tiny.yaml").write_text(json.dumps(settings), "utf-8")  # JSON is YAML
+    MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")  # to make the tables takes seconds: once is enough
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        prepare(load_experiment("tiny.yaml"))
+    return folder
+
+
+@pytest.fixture
+def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Move to a copy of the prepared folder."""
+    import datasets
+
+    folder = tmp_path / "workplace"
+    shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", prepared / "cache")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -329,9 +329,9 @@ def test_text_reads_without_colour(pages):
 
     assert "\x1b" not in result.stdout
     assert re.search(
-        r"^(headline|body|boilerplate|paywall|sponsored) +The goal of the match today\.$", result.stdout, re.M
+        r"^(headline|body|boilerplate|paywall|sponsored) +The goal of the match today\.$", result.stdout, re.MULTILINE
     )
-    assert re.search(r"^failed +gone: cannot be read", result.stdout, re.M)
+    assert re.search(r"^failed +gone: cannot be read", result.stdout, re.MULTILINE)
     assert result.exit_code == 1
 
 

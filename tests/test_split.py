@@ -16,23 +16,7 @@ GENERATED = settings(
 HIDDEN = "script style noscript template svg head iframe object canvas math textarea select datalist".split()
 BLOCKS = "div p article section h1 h3 ul li table tr td blockquote pre form custom-tag details".split()
 INLINES = "a b span em i strong font label time small code u".split()
-SNIPPETS = [
-    "a",
-    "to be. ",
-    "x",
-    "é",
-    "日本。",
-    " ",
-    "\n",
-    "\t",
-    "\xa0",
-    "\u2028",
-    "\x1c",
-    "\x85",
-    "&amp;",
-    "&#0;",
-    "\u200b",
-]
+SNIPPETS = "a|to be. |é|日本。| |\n|\t|\xa0|\u2028|\x1c|\x85|&amp;|&#0;|\u200b".split("|")
 
 
 def characters(source: str) -> str:
@@ -89,9 +73,7 @@ def element(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 LEAVES = (
     words(max_size=12)
-    | st.sampled_from(
-        ["<br>", "<br/>", "<hr>", "<img alt='x'>", "<!-- a -->", "<!--", "-->", "<![CDATA[x]]>", "<?x y?>"]
-    )
+    | st.sampled_from(["<br>", "<br/>", "<hr>", "<img alt='x'>", "<!-- a -->", "<!--", "-->", "<![CDATA[x]]>"])
     | st.sampled_from(["</p>", "</div>", "</body>", "</html>", "<body class=x>", "<frameset>", "<title>t</title>"])
     | st.integers(300, 1_500).map(lambda count: "ab " * (count // 3))
     | st.integers(990, 1_010).map(lambda count: "b" * count)
@@ -156,14 +138,13 @@ def texts_of(source: str, **options) -> list[str]:
 
 @pytest.mark.parametrize("tag", BLOCKS)
 def test_a_block_starts_and_ends_a_section(tag):
-    inside = {"li": "ul", "tr": "table", "td": "table><tr"}.get(tag)
-    opening = f"<{inside}>" if inside else ""
-    closing = {"li": "</ul>", "tr": "</table>", "td": "</table>"}.get(tag, "")
-    content = "<td>in</td>" if tag == "tr" else "in"
+    tables = {
+        "tr": "<table><tr><td>in</td></tr></table>",
+        "td": "<table><td>in</table>",
+        "table": "<table><caption>in</table>",
+    }
 
-    found = texts_of(f"<div>before{opening}<{tag}>{content}</{tag}>{closing}after</div>")
-
-    assert found == ["before", "in", "after"]
+    assert texts_of(f"<div>before{tables.get(tag, f'<{tag}>in</{tag}>')}after</div>") == ["before", "in", "after"]
 
 
 @pytest.mark.parametrize("tag", INLINES)
@@ -217,9 +198,7 @@ def test_text_after_the_end_of_the_document_is_read():
     assert texts_of("<html><body><p>a</p></body></html>b") == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "source", ["", " \n ", "<p></p>", "<br><br>", "<script>x</script>", "<!-- x -->", "<frameset>"]
-)
+@pytest.mark.parametrize("source", ["", " \n ", "<p></p>", "<br><br>", "<style>x</style>", "<!-- x -->", "<frameset>"])
 def test_a_page_without_characters_has_no_sections(source):
     page = split(source, kind="html")
 
@@ -235,7 +214,7 @@ def test_a_page_without_characters_has_no_sections(source):
         ("<p>to <a><b>b</b>e</a></p>", 0.4),
         ("<p>to <a>b<a>e</a></a></p>", 0.4),
         ("<a><div>to be</div></a>", 1.0),
-        ("<a>to <object><a>x</a></object>be</a>", 1.0),
+        ("<a>to<b>b<a>e</a></b></a>", 1.0),
     ],
 )
 def test_the_link_share_counts_each_linked_character_once(source, share):
@@ -435,16 +414,18 @@ def test_a_declared_encoding_is_believed(head, label, encoding, text):
         ("shift_jis", "cp932", "①髙橋"),
         ("euc-kr", "cp949", "똠방각하"),
         ("iso-8859-9", "cp1254", "“İstanbul”"),
-        ("utf-16", "cp1252", "Größe"),  # its bytes cannot have been read as UTF-16: neither declared nor UTF-8 is left
     ],
 )
 def test_a_declared_label_means_what_browsers_take_it_for(label, encoding, text):
     """The HTML standard's labels (encoding.spec.whatwg.org) are wider than Python's codecs of the same names."""
     data = f"<html><meta charset={label}><p>".encode() + text.encode(encoding) + b"</p>"
 
-    found = split(data).texts()
+    assert split(data).texts() == [text]
 
-    assert found == [text] if label != "utf-16" else found[0].startswith("Gr")
+
+@pytest.mark.parametrize("label", ["utf-16", "utf-16le", "utf-32"])
+def test_a_declaration_that_could_not_be_read_if_it_were_true_is_not_believed(label):
+    assert split(f"<html><meta charset={label}><p>".encode() + b"to be \xff</p>").text.startswith("to be ")
 
 
 @pytest.mark.parametrize(
@@ -458,8 +439,15 @@ def test_a_nonsense_declaration_does_no_harm(label):
     assert "Läufer" in split(data).text
 
 
-def test_an_undeclared_latin_page_is_sniffed():
-    text = "Le président a déclaré à l'Élysée que la réforme sera présentée après l'été, malgré les critiques. "
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die Größe der Straße überrascht die Läufer, und die Mädchen möchten natürlich schöne Bücher. ",
+        "Le président a déclaré à l'Élysée que la réforme sera présentée après l'été, malgré les critiques. ",
+    ],
+    ids=["German", "French"],
+)
+def test_an_undeclared_latin_page_is_sniffed(text):
     data = f"<html><p>{text * 20}</p>".encode("latin-1")
 
     assert split(data).text == (text * 20).strip()
@@ -506,10 +494,10 @@ def test_unclosed_divs_are_refused_at_once(within):
         split("<div>" * 20_000 + "a", kind="html")
 
 
-@pytest.mark.parametrize("tag", ["p", "li", "option", "td", "dd", "br", "img", "input"])
+@pytest.mark.parametrize("tag", ["p", "li", "td", "dd", "br"])
 def test_unclosed_elements_that_close_each_other_are_answered(tag, within):
     with within(10):
-        page = split(f"<table><tr><{tag}>a" * 1 if tag == "td" else "" + f"<{tag}>a" * 20_000, kind="html")
+        page = split(("<table><tr>" if tag == "td" else "") + f"<{tag}>a" * 20_000, kind="html")
 
     assert set(bare(page.text)) == {"a"}
 
@@ -565,9 +553,9 @@ def test_no_way_of_writing_a_deep_page_escapes_the_limit(source):
 
 @pytest.mark.parametrize("unit", ["<a", "<a ", "<!--", "<script>", "<a b='", "</", "<", "<p<", "<![CDATA[", "&", "<br"])
 def test_anything_left_unclosed_is_answered_or_refused_within_a_sane_time(unit, within):
-    source = "<html><p>a</p>" + unit * 20_000
+    source = "<html><p>a</p>" + unit * 12_000
 
-    with within(4):
+    with within(1):
         try:
             page = split(source, kind="html")
         except PageError:
@@ -576,7 +564,7 @@ def test_anything_left_unclosed_is_answered_or_refused_within_a_sane_time(unit, 
 
 
 @pytest.mark.parametrize(
-    "source", ["<p>a<b", "<p>a<!-- b", "<p>a<script>b", "<p>a<textarea>b", "<p>a<b x='c", "<p>a</", "<div><p>a<table>"]
+    "source", ["<p>a<b", "<p>a<!-- b", "<p>a<script>b", "<p>a<textarea>b", "<p>a<b x='c", "<p>a</p", "<div><p>a<table>"]
 )
 def test_a_page_that_breaks_off_keeps_what_came_before(source):
     assert texts_of(source) == ["a"]

@@ -1,0 +1,93 @@
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RUNTIME = sorted((ROOT / "copydesk").rglob("*.py"))
+ALL = [*RUNTIME, *sorted((ROOT / "train").rglob("*.py"))]
+ONLY_FOR_TRAINING = ("mlflow", "datasets", "sklearn", "dvc", "train", "accelerate", "peft")
+READ_A_PAGE = """
+import json, sys
+sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))
+import copydesk
+page = copydesk.load(sys.argv[2]).predict_one("<h1>Minister said talks</h1><p>The match today.</p>")
+print(page.model_dump_json())
+"""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level or (node.module or "").partition(".")[0])
+    return found
+
+
+def test_a_page_is_read_with_nothing_installed_that_only_training_needs(tiny_model):
+    command = [sys.executable, "-W", "error", "-c", READ_A_PAGE, json.dumps(ONLY_FOR_TRAINING), str(tiny_model)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert [section["text"] for section in json.loads(done.stdout)["sections"]] == [
+        "Minister said talks",
+        "The match today.",
+    ]
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=name_of)
+def test_the_runtime_imports_nothing_of_training(path):
+    assert not imported(path) & {"train", "bench", "tests", *ONLY_FOR_TRAINING} - {"mlflow"}
+
+
+def test_few_files_know_mlflow():
+    knowing = {name_of(path) for path in ALL if "mlflow" in imported(path)}
+
+    assert knowing <= {"copydesk/registry.py", "copydesk/pyfunc.py", "train/tracking.py", "train/runs.py"}
+
+
+def test_the_file_that_mlflow_runs_is_imported_by_nobody():
+    assert [name_of(path) for path in ALL if "copydesk.pyfunc" in path.read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=name_of)
+def test_the_runtime_guards_nothing_with_an_assertion_that_optimisation_drops(path):
+    lines = [node.lineno for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Assert)]
+
+    assert lines == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_nothing_is_imported_relatively(path):
+    assert not {name for name in imported(path) if name.startswith(".")}
+
+
+def test_the_wheel_holds_the_runtime_and_nothing_else():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
+
+    assert build["targets"]["wheel"] == {"packages": ["copydesk"]}
+    assert set(build) == {"targets"}
+
+
+def test_what_the_runtime_imports_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {dependency.partition(">")[0].replace("-", "_") for dependency in project["dependencies"]}
+    used = set().union(*(imported(path) for path in RUNTIME if path.name not in {"registry.py", "pyfunc.py"}))
+
+    with_transformers = {"huggingface_hub"}
+    assert used - set(sys.stdlib_module_names) - {"copydesk"} <= declared | with_transformers
+    assert declared - {"charset_normalizer"} <= used

@@ -1,0 +1,268 @@
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from copydesk.encode import (
+    MAX_CHUNK_TOKENS,
+    MAX_PADDING,
+    NUM_FEATURES,
+    EncodedPage,
+    Encoding,
+    TextEncoder,
+    chunk,
+    collate_pages,
+    features_of,
+)
+from copydesk.split import split
+
+GENERATED = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+HTML = (
+    "<article class='story'><h1>Minister said talks.</h1><p id=lead>The <a href=x>match</a> today</p>"
+    "<p>Share</p><aside class='promo box'><p>Read more 24</p></aside><p>Share</p></article>"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tiny_model) -> str:
+    return (tiny_model / "tokenizer.json").read_text()
+
+
+def text_encoder(tokenizer_json: str, **encoding) -> TextEncoder:
+    return TextEncoder(Tokenizer.from_str(tokenizer_json), Encoding(**encoding))
+
+
+def assert_equal(page: EncodedPage, other: EncodedPage) -> None:
+    assert page.tokens == other.tokens
+    assert page.num_tag_hints == other.num_tag_hints
+    assert [ids.tolist() for ids in page.hints] == [ids.tolist() for ids in other.hints]
+    np.testing.assert_array_equal(page.distinct, other.distinct)
+    np.testing.assert_array_equal(page.features, other.features)
+
+
+def test_each_distinct_section_is_tokenized_once(tokenizer_json):
+    page = text_encoder(tokenizer_json).encode_page(split(HTML))
+
+    assert page.distinct.tolist() == [0, 1, 2, 3, 2]
+    assert len(page) == 5
+    assert len(page.tokens) == 4
+    assert page.num_tokens == sum(len(tokens) for tokens in page.tokens)
+
+
+def words_kept(text: str, tokenizer_json: str, **encoding) -> str:
+    encoder = text_encoder(tokenizer_json, **encoding)
+    (tokens,) = encoder.encode_page(split(text, kind="text")).tokens
+    return " ".join(map(encoder.tokenizer.id_to_token, tokens))
+
+
+def test_a_long_section_keeps_its_head_and_its_tail(tokenizer_json):
+    kept = words_kept("the a of to in and minister", tokenizer_json, head_tokens=3, tail_tokens=2)
+
+    assert kept == "[CLS] the a of and minister [SEP]"
+
+
+def test_a_section_that_fits_is_whole(tokenizer_json):
+    kept = words_kept("the a of to in", tokenizer_json, head_tokens=3, tail_tokens=2)
+
+    assert kept == "[CLS] the a of to in [SEP]"
+
+
+def test_a_section_can_be_read_without_its_tail(tokenizer_json):
+    assert words_kept("the a of to", tokenizer_json, head_tokens=2, tail_tokens=0) == "[CLS] the a [SEP]"
+
+
+def test_padding_and_truncation_left_in_a_tokenizer_are_switched_off(tokenizer_json):
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.enable_padding(length=40)
+    tokenizer.enable_truncation(4)
+
+    (tokens,) = TextEncoder(tokenizer, Encoding()).encode_page(split("the a of to in", kind="text")).tokens
+
+    assert len(tokens) == 7
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"), [(None, [1, 2]), ("$A [E]", [1, 2, 3]), ("[B] $A [E]", [4, 1, 2, 3])], ids=str
+)
+def test_a_section_is_framed_as_its_tokenizer_frames_text(frame, expected):
+    tokenizer = Tokenizer(WordLevel({"?": 0, "a": 1, "b": 2, "[E]": 3, "[B]": 4}, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    if frame:
+        tokenizer.post_processor = TemplateProcessing(single=frame, special_tokens=[("[E]", 3), ("[B]", 4)])
+    encoder = TextEncoder(tokenizer, Encoding())
+
+    assert encoder.encode_page(split("a b", kind="text")).tokens == [expected]
+    assert encoder.encode_articles(["a b"]) == [expected]
+
+
+@pytest.mark.parametrize("source", [HTML, "<p>" + "word. " * 1_000 + "</p><p>a</p>", "<p></p>", "<p>a<br><br>a</p>"])
+def test_without_hints_a_page_looks_as_if_it_had_come_as_plain_text(source, tokenizer_json):
+    encoder = text_encoder(tokenizer_json)
+    page = split(source, kind="html")
+    plain = split(page.text, kind="text")
+
+    assert_equal(encoder.encode_page(page).without_hints(), encoder.encode_page(plain))
+
+
+def test_without_class_hints_a_page_looks_as_if_it_had_no_classes(tokenizer_json):
+    encoder = text_encoder(tokenizer_json)
+    bare = HTML.replace(" class='story'", "").replace(" id=lead", "").replace(" class='promo box'", "")
+
+    assert_equal(encoder.encode_page(split(HTML)).without_class_hints(), encoder.encode_page(split(bare)))
+
+
+def test_what_is_dropped_is_dropped_from_a_copy(tokenizer_json):
+    encoder = text_encoder(tokenizer_json)
+    page = encoder.encode_page(split(HTML))
+    page.without_hints()
+    page.without_class_hints()
+
+    assert_equal(page, encoder.encode_page(split(HTML)))
+
+
+def test_a_hint_falls_into_the_same_bucket_in_every_process(tokenizer_json):
+    page = text_encoder(tokenizer_json).encode_page(split("<p class=lead>a</p>", kind="html"))
+
+    assert page.hints[0].tolist() == [crc32(hint) % 8_192 for hint in (b"0:p", b"1:body", b"own:lead")]
+    assert page.num_tag_hints == [2]
+
+
+def test_layout_features_tell_the_place_and_the_look_of_a_section():
+    raw = split("<h1><a>To be.</a></h1><p>x</p><p>x</p>", kind="html")
+
+    features = features_of(raw, raw.texts())
+
+    assert features.dtype == np.float32
+    assert features.shape == (3, NUM_FEATURES)
+    np.testing.assert_allclose(features[:, 2], [1, 0, 0])  # ends like a sentence
+    np.testing.assert_allclose(features[:, 4], [1 / 6, 0, 0])  # capitals
+    np.testing.assert_allclose(features[:, 5], np.log([1, 2, 2]))  # occurrences
+    np.testing.assert_allclose(features[:, 6], [1 / 6, 0.5, 5 / 6])  # place by sections
+    np.testing.assert_allclose(features[:, 7], [3 / 8, 6.5 / 8, 7.5 / 8])  # place by characters
+    np.testing.assert_allclose(features[:, 11:], [[1, 1, 1], [0, 0, 1], [0, 0, 1]])  # HTML
+
+
+@GENERATED
+@given(st.text(max_size=300))
+def test_features_are_finite_and_small_whatever_the_text(text):
+    raw = split(text, kind="text")
+
+    features = features_of(raw, raw.texts())
+
+    assert np.isfinite(features).all()
+    assert (features >= 0).all()
+    assert (features[:, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]] <= 1.5).all()
+
+
+def test_an_article_is_cut_to_its_first_tokens(tokenizer_json):
+    encoder = text_encoder(tokenizer_json, max_article_tokens=8)
+    vocabulary = encoder.tokenizer.get_vocab()
+
+    short, long = encoder.encode_articles(["talks\n", "match goal " * 100_000])
+
+    assert short == [vocabulary[word] for word in ("[CLS]", "talks", "[SEP]")]
+    assert long == [vocabulary[word] for word in ("[CLS]", *["match", "goal"] * 3, "[SEP]")]
+    assert encoder.encode_articles([]) == []
+
+
+token_rows = st.lists(st.integers(1, 9), min_size=1, max_size=40)
+
+
+@st.composite
+def encoded_pages(draw) -> EncodedPage:
+    tokens = draw(st.lists(token_rows, max_size=8, unique_by=tuple))
+    count = draw(st.integers(len(tokens), len(tokens) + 4)) if tokens else 0
+    distinct = draw(st.permutations([*range(len(tokens)), *[0] * (count - len(tokens))]))
+    hints = [np.array(draw(st.lists(st.integers(0, 63), max_size=3)), dtype=np.int64) for _ in range(count)]
+    features = np.arange(count * NUM_FEATURES, dtype=np.float32).reshape(count, NUM_FEATURES)
+    return EncodedPage(tokens, np.array(distinct, dtype=np.int64), features, hints, [0] * count)
+
+
+def unpacked(chunks) -> list[list[int]]:
+    rows = []
+    for ids, mask in chunks:
+        lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist()
+        rows += [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+    return rows
+
+
+@GENERATED
+@given(st.lists(encoded_pages(), max_size=5))
+def test_packing_keeps_every_section_of_every_page_in_order(pages):
+    batch = collate_pages(pages)
+
+    rows = unpacked(batch.chunks)
+    assert [rows[i] for i in batch.row_of_section] == [page.tokens[i] for page in pages for i in page.distinct]
+    assert batch.page_lengths == [len(page) for page in pages]
+    assert batch.features.tolist() == [row for page in pages for row in page.features.tolist()]
+    ends = [*batch.hint_offsets[1:].tolist(), len(batch.hint_ids)] if len(batch.hint_offsets) else []
+    found = [batch.hint_ids[a:b].tolist() for a, b in zip(batch.hint_offsets.tolist(), ends, strict=True)]
+    assert found == [ids.tolist() for page in pages for ids in page.hints]
+
+
+@GENERATED
+@given(st.lists(encoded_pages(), max_size=5))
+def test_no_row_is_encoded_twice(pages):
+    rows = unpacked(collate_pages(pages).chunks)
+
+    assert sorted(rows) == sorted({tuple(tokens): tokens for page in pages for tokens in page.tokens}.values())
+
+
+def test_equal_sections_of_different_pages_share_a_row(tokenizer_json):
+    encoder = text_encoder(tokenizer_json)
+    pages = [encoder.encode_page(split(text, kind="text")) for text in ("share\ntalks", "goal\nshare")]
+
+    batch = collate_pages(pages)
+
+    assert sum(len(ids) for ids, _ in batch.chunks) == 3
+    first, _, _, last = batch.row_of_section.tolist()
+    assert first == last
+
+
+@GENERATED
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
+def test_hardly_a_token_is_padding(lengths):
+    for ids, mask in chunk([[7] * length for length in sorted(lengths)], pad_id=5):
+        padding = 0 if mask is None else int((mask == 0).sum())
+        assert (mask is None) == (padding == 0)
+        assert padding <= max(MAX_PADDING * ids.numel(), 256)
+        assert len(ids) == 1 or ids.numel() <= MAX_CHUNK_TOKENS
+        assert int((ids == 5).sum()) == padding
+
+
+def test_padding_stands_behind_the_text_and_outside_the_mask():
+    ((ids, mask),) = chunk([[7], [8, 9]], pad_id=5)
+
+    assert ids.tolist() == [[7, 5], [8, 9]]
+    assert mask.tolist() == [[1, 0], [1, 1]]
+
+
+def test_a_row_longer_than_a_chunk_has_one_of_its_own():
+    chunks = chunk([[1] * 10, [1] * 50], max_tokens=20)
+
+    assert [tuple(ids.shape) for ids, _ in chunks] == [(1, 10), (1, 50)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_pages_without_sections_pack_into_nothing(count, tokenizer_json):
+    empty = text_encoder(tokenizer_json).encode_page(split(""))
+    batch = collate_pages([empty] * count)
+
+    assert (batch.chunks, batch.page_lengths) == ([], [0] * count)
+    assert batch.features.shape == (0, NUM_FEATURES)
+    assert all(tensor.dtype == torch.int64 for tensor in (batch.row_of_section, batch.hint_ids, batch.hint_offsets))
+
+
+@pytest.mark.parametrize("setting", [{"head_tokens": 0}, {"max_article_tokens": 7}, {"hint_buckets": 0}, {"tail": 3}])
+def test_an_encoding_that_makes_no_sense_is_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        Encoding.model_validate(setting)

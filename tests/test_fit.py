@@ -1,0 +1,301 @@
+"""What fitting writes is what it says: whole checkpoints, the same weights again, rows that were held out."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import Trainer
+
+from copydesk.encode import TextEncoder, collate_pages
+from copydesk.saved import SavedModel, load_saved
+from train.config import Experiment, load_experiment
+from train.fit import fit
+from train.packs import load_rows, resplit
+from train.release import release
+from train.sources.articles import read_topics
+from train.trainer import Fitting, loss_of
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def tiny(*overrides: str) -> Experiment:
+    return load_experiment("tiny.yaml", list(overrides))
+
+
+def weights(experiment: Experiment) -> dict[str, torch.Tensor]:
+    return load_file(experiment.fitted / "trained.safetensors")
+
+
+def held_out(experiment: Experiment) -> dict[str, np.ndarray]:
+    with np.load(experiment.fitted / "held_out.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def rows_of(experiment: Experiment, split_name: str) -> list[dict[str, Any]]:
+    return list(load_rows(experiment.prepared, "pages", split_name))
+
+
+def logits_of(saved: SavedModel, rows: list[dict[str, Any]]) -> np.ndarray:
+    encoder = TextEncoder(saved.tokenizer, saved.description.encoding)
+    with torch.inference_mode():
+        return saved.model.section_logits(collate_pages([encoder.encode_page(resplit(row)) for row in rows])).numpy()
+
+
+def network_of(experiment: Experiment) -> torch.nn.Module:
+    return Fitting(experiment.fit, Path(experiment.fit.encoder), read_topics(experiment.prepare.topics)).new_model()
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "heads"])
+def test_a_released_model_gives_the_logits_of_the_fitted_one(tuning):
+    experiment = tiny(f"fit.tuning={tuning}", "fit.epochs=1", "fit.precision=float32", "release.weights=float32")
+    fit(experiment)
+    release(experiment)
+
+    expected = held_out(experiment)["section_logits"]
+    found = logits_of(load_saved(experiment.released), rows_of(experiment, "validation"))
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    untuned = logits_of(load_saved(experiment.released), rows_of(experiment, "train"))
+    assert untuned.shape[1] == found.shape[1]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_weights_stored_in_bfloat16_give_nearly_the_same_logits(tuning):
+    experiment = tiny(f"fit.tuning={tuning}", "fit.epochs=1", "fit.precision=float32")
+    fit(experiment)
+    release(experiment)
+
+    expected = held_out(experiment)["section_logits"]
+    found = logits_of(load_saved(experiment.released), rows_of(experiment, "validation"))
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.ptp(expected))
+
+
+def test_full_tuning_changes_the_encoder_but_not_its_embeddings(tiny_encoder):
+    experiment = tiny("fit.epochs=1")
+    fit(experiment)
+    trained, base = weights(experiment), load_file(tiny_encoder / "model.safetensors")
+
+    changed = {name for name in trained if name.startswith("encoder.")}
+    assert not any("embeddings" in name for name in changed)
+    moved = "encoder.encoder.layer.1.output.dense.weight"
+    assert not torch.allclose(trained[moved], base[moved.removeprefix("encoder.")], atol=1e-3)
+
+
+def test_low_rank_updates_are_learnt_and_stored_as_such():
+    experiment = tiny("fit.tuning=lora", "fit.lora_rank=4", "fit.epochs=1")
+    fit(experiment)
+
+    of_encoder = {name: tensor for name, tensor in weights(experiment).items() if name.startswith("encoder.")}
+    assert len(of_encoder) == 2 * 2 * 6  # A and B, two layers, six linear maps
+    assert all(name.endswith((".weight.lora_A", ".weight.lora_B")) for name in of_encoder)
+    assert all(4 in tensor.shape and tensor.any() for tensor in of_encoder.values())
+
+
+def test_heads_alone_leave_the_encoder_to_the_base():
+    experiment = tiny("fit.tuning=heads", "fit.epochs=1")
+    fit(experiment)
+
+    assert not [name for name in weights(experiment) if name.startswith("encoder.")]
+
+
+def test_frozen_layers_do_not_learn():
+    learning = {
+        name for name, parameter in network_of(tiny("fit.frozen_layers=1")).named_parameters() if parameter.requires_grad
+    }
+
+    assert not any("encoder.layer.0." in name for name in learning)
+    assert any("encoder.layer.1." in name for name in learning)
+
+
+def test_the_same_config_and_seed_give_the_same_weights():
+    experiment = tiny()
+    fit(experiment)
+    first = weights(experiment)
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002 (the global state must not matter)
+    fit(experiment)
+    again = weights(experiment)
+
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    fit(tiny("fit.seed=1"))
+    assert not torch.equal(first["section_head.weight"], weights(experiment)["section_head.weight"])
+
+
+def test_held_out_rows_are_those_of_validation():
+    experiment = tiny("fit.epochs=1")
+    summary = fit(experiment)
+    found = held_out(experiment)
+
+    rows = rows_of(experiment, "validation")
+    assert found["classes"].tolist() == [label for row in rows for label in row["classes"]]
+    assert found["section_sites"].tolist() == [row["site"] for row in rows for _ in row["classes"]]
+    assert len(found["topic_logits"]) == len(rows) + len(load_rows(experiment.prepared, "articles", "validation"))
+    assert summary == json.loads((experiment.fitted / "fit.json").read_text("utf-8"))
+    assert 0 <= summary["validation_macro_f1"] <= 1
+
+
+def test_scores_of_the_other_folds_are_added_by_models_that_did_not_see_them():
+    experiment = tiny("fit.epochs=1", "fit.out_of_fold_epochs=1", "fit.folds_at_once=1")
+    fit(experiment)
+    found = held_out(experiment)
+
+    validation, train = rows_of(experiment, "validation"), rows_of(experiment, "train")
+    expected = [*validation, *(row for fold in (1, 2) for row in train if row["fold"] == fold)]
+    assert {row["fold"] for row in train} == {1, 2}
+    assert found["classes"].tolist() == [label for row in expected for label in row["classes"]]
+    assert set(found["section_sites"]) == {row["site"] for row in [*validation, *train]}
+    assert not set(found["section_sites"]) & {row["site"] for row in rows_of(experiment, "test")}
+    assert len(found["section_logits"]) == len(found["classes"])
+    articles = [load_rows(experiment.prepared, "articles", name) for name in ("validation", "train")]
+    assert len(found["holds"]) == len(expected) + sum(map(len, articles))
+    assert not (experiment.fitted / "folds").exists()
+
+
+def test_nothing_but_results_stays_when_fitting_is_done():
+    experiment = tiny()
+    summary = fit(experiment)
+
+    assert {path.name for path in experiment.fitted.iterdir()} == {
+        "trained.safetensors",
+        "fit.json",
+        "held_out.npz",
+        "run.json",
+    }
+    assert summary["best_step"] in (summary["steps"] // 2, summary["steps"])
+
+
+def test_a_checkpoint_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch):
+    experiment = tiny("fit.epochs=3", "fit.patience=9")
+    visible: list[list[str]] = []
+    save = Trainer._save_optimizer_and_scheduler
+
+    def fail_the_second_time(trainer: Trainer, output: str) -> None:
+        visible.append(sorted(path.name for path in experiment.fitted.glob("checkpoint-*")))
+        if len(visible) == 2:
+            raise OSError("no space left on device")
+        save(trainer, output)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_the_second_time)
+    with pytest.raises(OSError, match="no space left"):
+        fit(experiment)
+
+    assert visible[0] == []
+    assert len(visible[1]) == 1
+    (whole,) = experiment.fitted.glob("checkpoint-*")
+    assert whole.name == visible[1][0]
+    assert json.loads((whole / "trainer_state.json").read_text("utf-8"))["global_step"] == int(whole.name[11:])
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt"} <= {path.name for path in whole.iterdir()}
+    assert load_file(whole / "model.safetensors")
+    assert not (experiment.fitted / "fit.json").exists()
+
+
+def test_the_best_weights_are_kept_not_the_last(caplog: pytest.LogCaptureFixture):
+    # A rate at which the second epoch destroys what the first has learnt, or the other way round.
+    experiment = tiny("fit.epochs=4", "fit.patience=1", "fit.head_learning_rate=0.5", "fit.precision=float32")
+    with caplog.at_level(logging.WARNING):
+        summary = fit(experiment)
+
+    from train.metrics import label_confusion, labels_of, macro_f1
+
+    found = held_out(experiment)
+    predicted = labels_of(found["section_logits"].argmax(axis=1))
+    assert macro_f1(label_confusion(labels_of(found["classes"]), predicted)) == pytest.approx(
+        summary["validation_macro_f1"]
+    )
+
+
+def test_warm_up_trains_the_heads_and_leaves_the_encoder_alone():
+    experiment = tiny("fit.tuning=heads", "fit.epochs=1", "fit.head_learning_rate=1e-12", "fit.warm_up_epochs=3")
+    fit(experiment)
+    trained, fresh = weights(experiment), network_of(experiment).state_dict()
+
+    assert not torch.allclose(trained["section_head.weight"], fresh["section_head.weight"], atol=1e-3)
+    assert not torch.allclose(trained["topic_head.weight"], fresh["topic_head.weight"], atol=1e-3)
+
+
+def test_training_lowers_the_loss_on_what_was_trained_on():
+    experiment = tiny("fit.epochs=12", "fit.patience=12", "fit.tokens_per_batch=3_000")
+    summary = fit(experiment)
+    release(experiment)
+
+    rows = rows_of(experiment, "train")
+    predicted = logits_of(load_saved(experiment.released), rows).argmax(axis=1)
+    true = np.concatenate([row["classes"] for row in rows])
+    assert (predicted == true).mean() > np.bincount(true).max() / len(true) + 0.05
+    assert summary["validation_macro_f1"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("none", [1, 1, 1]), ("sqrt_inverse", [1, 2, 10]), ("inverse", [1, 4, 100])]
+)
+def test_rare_classes_weigh_by_the_power_asked_for(name, weights):
+    fitting = Fitting(tiny(f"fit.class_weights={name}").fit, Path(), read_topics(tiny().prepare.topics))
+
+    assert fitting.class_weights(np.array([100, 25, 1])).tolist() == weights
+    assert torch.isfinite(fitting.class_weights(np.array([100, 0, 1]))).all()
+
+
+def test_topics_that_are_undecided_add_no_loss():
+    topics = torch.tensor([[5.0, -3.0]], requires_grad=True)
+    nothing = torch.zeros(0, 5), topics, torch.zeros(0, dtype=torch.long), torch.tensor([[0.0, 1.0]])
+    settings = {"class_weights": torch.ones(5), "topic_weight": 2.0}
+
+    loss = loss_of(*nothing, torch.tensor([[0.0, 1.0]]), **settings)
+    assert loss.item() == pytest.approx(2.0 * np.log1p(np.exp(3.0)))
+    loss.backward()
+    assert topics.grad[0, 0] == 0
+    assert loss_of(*nothing, torch.zeros(1, 2), **settings) == 0
+
+
+def test_the_optimizer_decays_matrices_only_and_knows_two_rates():
+    experiment = tiny("fit.learning_rate=1e-3", "fit.head_learning_rate=1e-2", "fit.weight_decay=0.1")
+    fitting = Fitting(experiment.fit, Path(experiment.fit.encoder), read_topics(experiment.prepare.topics))
+    model = fitting.new_model()
+    groups = fitting.optimizer(model).param_groups
+
+    assert {(group["lr"], group["weight_decay"]) for group in groups} == {
+        (1e-3, 0.1),
+        (1e-3, 0.0),
+        (1e-2, 0.1),
+        (1e-2, 0.0),
+    }
+    assert all((parameter.ndim > 1) == bool(group["weight_decay"]) for group in groups for parameter in group["params"])
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_pages_whose_topics_nobody_judged_can_be_trained_on(workplace: Path):
+    source = json.loads(Path("tiny.yaml").read_text("utf-8"))["prepare"]["pages"][0]
+    lines = [json.loads(line) | {"topics": None} for line in Path(source["annotations"]).read_text("utf-8").splitlines()]
+    Path("unjudged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    from train.prepare import prepare
+
+    experiment = tiny("prepare.pages=[" + json.dumps(source | {"annotations": "unjudged.jsonl"}) + "]", "fit.epochs=1")
+    prepare(experiment)
+    empty = load_rows(experiment.prepared, "articles", "validation").select([])
+    empty.to_parquet(experiment.prepared / "articles" / "validation.parquet")
+
+    summary = fit(experiment)
+    assert summary["validation_macro_f1"] >= 0
+
+
+def test_fitting_before_preparing_says_what_to_run():
+    with pytest.raises(FileNotFoundError, match=r"run `python -m train\.prepare`"):
+        fit(tiny("name=other"))
+
+
+def test_releasing_before_fitting_says_what_to_run():
+    with pytest.raises(FileNotFoundError, match=r"run `python -m train\.fit`"):
+        release(tiny())
+
+
+def test_the_tokenizer_of_the_encoder_frames_text():
+    ids = Tokenizer.from_file(f"{tiny().fit.encoder}/tokenizer.json").encode("news").ids
+
+    assert (ids[0], ids[-1]) == (2, 3)

@@ -1,0 +1,209 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertModel
+
+from copydesk.encode import NUM_FEATURES, EncodedPage, chunk, collate_pages
+from copydesk.labels import CLASSES
+from copydesk.network import CopydeskConfig, CopydeskModel, PageLayer, windows_of
+
+ENCODER = BertConfig(
+    vocab_size=40,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=64,
+)
+
+
+def make_model(**shape) -> CopydeskModel:
+    settings = {"page_width": 64, "page_layers": 1, "hint_buckets": 16, "hint_width": 8, "num_topics": 3}
+    config = CopydeskConfig(encoder=ENCODER.to_dict(), **settings | shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CopydeskModel(config).eval()
+
+
+def make_page(sections: int, *, seed: int = 0) -> EncodedPage:
+    random = np.random.default_rng(seed)
+    tokens = [random.integers(1, 40, size=random.integers(1, 30)).tolist() for _ in range(sections)]
+    hints = [random.integers(0, 16, size=random.integers(0, 4)) for _ in range(sections)]
+    features = random.random((sections, NUM_FEATURES), dtype=np.float32)
+    return EncodedPage(tokens, np.arange(sections), features, hints, [0] * sections)
+
+
+def shuffled(page: EncodedPage, order: list[int]) -> EncodedPage:
+    hints = [page.hints[i] for i in order]
+    return EncodedPage(page.tokens, page.distinct[order], page.features[order], hints, [0] * len(order))
+
+
+@torch.inference_mode()
+def logits_of(model: CopydeskModel, *pages: EncodedPage) -> list[torch.Tensor]:
+    batch = collate_pages(pages)
+    return list(model.section_logits(batch).split(batch.page_lengths))
+
+
+@pytest.fixture(scope="module")
+def model() -> CopydeskModel:
+    return make_model(window_sections=16, window_overlap=4)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 5_000), st.integers(1, 400), st.data())
+def test_windows_cover_a_page_and_keep_each_section_once(length, size, data):
+    overlap = data.draw(st.integers(0, size - 1))
+
+    windows = windows_of(length, size=size, overlap=overlap)
+
+    kept = [position for _, _, keep_from, keep_to in windows for position in range(keep_from, keep_to)]
+    assert kept == list(range(length))
+    for start, stop, keep_from, keep_to in windows:
+        assert 0 <= start <= keep_from <= keep_to <= stop <= length
+        assert stop - start == min(size, length)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 3_000), st.integers(2, 300), st.data())
+def test_a_section_is_kept_from_the_window_in_which_it_stands_farther_from_an_edge(length, size, data):
+    overlap = data.draw(st.integers(1, size - 1))
+    windows = windows_of(length, size=size, overlap=overlap)
+
+    for (_, stop, _, keep_to), (start, _, _, _) in pairwise(windows):
+        assert stop - start >= overlap
+        assert abs((keep_to - start) - (stop - keep_to)) <= 1
+
+
+def test_windows_are_no_more_than_are_needed():
+    assert windows_of(10, size=10, overlap=4) == [(0, 10, 0, 10)]
+    assert windows_of(11, size=10, overlap=4) == [(0, 10, 0, 5), (1, 11, 5, 11)]
+    assert len(windows_of(16, size=10, overlap=4)) == 2
+    assert len(windows_of(17, size=10, overlap=4)) == 3
+
+
+def test_a_page_gets_the_same_logits_in_a_batch_as_alone(model):
+    pages = [make_page(sections, seed=sections) for sections in (3, 1, 40, 7)]
+
+    for together, page in zip(logits_of(model, *pages), pages, strict=True):
+        (alone,) = logits_of(model, page)
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_pages_does_not_matter(model):
+    pages = [make_page(sections, seed=sections) for sections in (5, 20, 2)]
+
+    forwards, backwards = logits_of(model, *pages), logits_of(model, *reversed(pages))
+
+    for one, other in zip(forwards, reversed(backwards), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_batch_gives_the_same_numbers_twice(model):
+    pages = [make_page(30), make_page(3, seed=1)]
+
+    assert all(map(torch.equal, logits_of(model, *pages), logits_of(model, *pages)))
+
+
+def test_a_page_without_sections_has_no_logits_and_disturbs_no_other(model):
+    empty, page = make_page(0), make_page(4)
+    (alone,) = logits_of(model, page)
+
+    before, found, after = logits_of(model, empty, page, empty)
+
+    assert before.shape == after.shape == (0, len(CLASSES))
+    torch.testing.assert_close(found, alone)
+    assert logits_of(model, empty)[0].shape == (0, len(CLASSES))
+    assert model.section_logits(collate_pages([])).shape == (0, len(CLASSES))
+
+
+def test_a_page_without_hints_is_read(model):
+    (logits,) = logits_of(model, make_page(4).without_hints())
+
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("sections", [16, 17, 40, 1_000])
+def test_a_page_longer_than_a_window_gets_logits_for_each_section(model, sections):
+    (logits,) = logits_of(model, make_page(sections))
+
+    assert logits.shape == (sections, len(CLASSES))
+    assert logits.isfinite().all()
+
+
+def test_a_section_is_read_with_those_in_its_window_and_no_farther(model):
+    page = make_page(40)
+    changed = shuffled(page, list(range(40)))
+    changed.features[39] += 5
+
+    difference = (logits_of(model, page)[0] - logits_of(model, changed)[0]).abs().amax(dim=1)
+
+    first_of_last_window = windows_of(40, size=16, overlap=4)[-1][2]
+    assert (difference[:first_of_last_window] < 1e-5).all()
+    assert (difference[first_of_last_window:] > 1e-5).all()
+
+
+def test_the_page_encoder_knows_the_order_of_sections(model):
+    page, order = make_page(10), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+    (forwards,), (backwards,) = logits_of(model, page), logits_of(model, shuffled(page, order))
+
+    assert (forwards[order] - backwards).abs().max() > 1e-4
+
+
+def test_without_page_layers_each_section_is_judged_by_itself():
+    model, page, order = make_model(page_layers=0), make_page(10), [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+
+    (forwards,), (mixed,) = logits_of(model, page), logits_of(model, shuffled(page, order))
+
+    torch.testing.assert_close(forwards[order], mixed, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_padding_changes_no_article(model):
+    rows = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10] * 20]
+
+    together = model.topic_logits(chunk(rows))
+    alone = torch.cat([model.topic_logits(chunk([row])) for row in rows])
+
+    assert len(chunk(rows)) == 1
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert model.topic_logits([]).shape == (0, 3)
+
+
+@torch.inference_mode()
+def test_one_call_returns_what_both_heads_say(model):
+    batch, articles = collate_pages([make_page(5)]), chunk([[1, 2, 3]])
+
+    sections, topics = model(batch, articles)
+
+    assert torch.equal(sections, model.section_logits(batch))
+    assert torch.equal(topics, model.topic_logits(articles))
+
+
+def test_every_weight_is_trained_by_the_two_heads_together():
+    model = make_model()
+    sections, topics = model(collate_pages([make_page(5)]), chunk([[1, 2, 3]]))
+    (sections.sum() + topics.sum()).backward()
+
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+def test_a_pooler_that_nobody_reads_is_dropped():
+    encoder = BertModel(ENCODER, add_pooling_layer=True)
+
+    model = CopydeskModel(CopydeskConfig(encoder=ENCODER.to_dict(), num_topics=1), encoder)
+
+    assert [name for name in model.state_dict() if "pooler" in name] == []
+
+
+def test_an_untrained_hint_says_next_to_nothing():
+    assert make_model().page_encoder.hint_embedding.weight.std() < 0.05
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="page_width is 100, expected a multiple of 64"):
+        PageLayer(100, dropout=0.0)

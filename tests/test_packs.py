@@ -1,0 +1,271 @@
+"""Packs hold every row once an epoch, in an order that seed and epoch alone decide."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from copydesk.encode import NUM_FEATURES, TEXT_FEATURES, EncodedPage, Encoding, TextEncoder
+from copydesk.labels import CLASSES, TopicInfo, TopicList
+from copydesk.split import split
+from train.config import TransformerFit
+from train.packs import Pack, Packs, TrainingArticle, TrainingPage, encode_rows, gold_article, load_rows, pack, resplit
+
+BODY, BOILERPLATE = CLASSES.index("body"), CLASSES.index("boilerplate")
+NUM_TOPICS = 2
+
+
+def make_page(number: int, *, source: str = "mine", sections: int = 4) -> TrainingPage:
+    """Build a page whose number is the first token of each section and the label of none."""
+    return TrainingPage(
+        id=str(number),
+        source=source,
+        site="paper.com",
+        fold=1,
+        encoded=EncodedPage(
+            tokens=[[1_000 + number, section] for section in range(sections)],
+            distinct=np.arange(sections),
+            features=np.ones((sections, NUM_FEATURES), dtype=np.float32),
+            hints=[np.array([1, 2, 3])] * sections,
+            num_tag_hints=[2] * sections,
+        ),
+        classes=np.array([BODY, *[BOILERPLATE] * (sections - 1)]),
+    )
+
+
+def make_article(number: int, *, length: int = 5) -> TrainingArticle:
+    """Build an article whose first token is its number."""
+    holds = np.array([number % 2, 0], dtype=np.float32)
+    return TrainingArticle(str(number), "paper.com", 1, [5_000 + number] * length, holds, np.ones(2, dtype=np.float32))
+
+
+def make_packs(
+    *, pages: list[TrainingPage], articles: list[TrainingArticle], num_processes: int = 1, **changes: Any
+) -> Packs:
+    settings = TransformerFit.model_validate(
+        {
+            "kind": "transformer",
+            "epochs": 3,
+            "tokens_per_batch": 40,
+            "learning_rate": 1e-3,
+            "head_learning_rate": 1e-3,
+            "class_weights": "none",
+        }
+        | changes
+    )
+    return Packs(
+        pages,
+        articles,
+        settings=settings,
+        epochs=settings.epochs,
+        pad_id=0,
+        num_topics=NUM_TOPICS,
+        num_processes=num_processes,
+    )
+
+
+@pytest.fixture
+def packs() -> Packs:
+    return make_packs(pages=[make_page(i) for i in range(30)], articles=[make_article(i) for i in range(20)])
+
+
+def pages_of(packed: Pack) -> list[int]:
+    if not packed.pages.chunks:
+        return []
+    tokens = torch.cat([ids[:, 0] for ids, _ in packed.pages.chunks])[packed.pages.row_of_section]
+    return [int(token) - 1_000 for token in tokens[np.cumsum([0, *packed.pages.page_lengths[:-1]])]]
+
+
+def articles_of(packed: Pack) -> list[int]:
+    return [int(token) - 5_000 for ids, _ in packed.articles for token in ids[:, 0]]
+
+
+def epoch_of(packs: Packs, epoch: int) -> list[Pack]:
+    return [packs[epoch * packs.num_packs + i] for i in range(packs.num_packs)]
+
+
+def test_an_epoch_has_as_many_packs_as_its_tokens_fill(packs):
+    assert packs.num_packs == 6  # 30 pages of 8 tokens, 40 a pack
+    assert len(packs) == 18
+
+
+def test_every_epoch_has_every_row_once(packs):
+    for epoch in range(3):
+        found = epoch_of(packs, epoch)
+        assert sorted(itertools.chain(*map(pages_of, found))) == list(range(30))
+        assert sorted(itertools.chain(*map(articles_of, found))) == list(range(20))
+
+
+def test_packs_of_an_epoch_are_about_equally_large(packs):
+    assert {len(pages_of(packed)) for packed in epoch_of(packs, 0)} == {5}
+    assert {len(articles_of(packed)) for packed in epoch_of(packs, 0)} <= {3, 4}
+
+
+def test_the_order_is_that_of_seed_and_epoch_whatever_was_drawn_before():
+    rows = {"pages": [make_page(i) for i in range(30)], "articles": [make_article(i) for i in range(20)]}
+    first, again, other = make_packs(**rows), make_packs(**rows), make_packs(**rows, seed=1)
+    forwards = [(pages_of(packed), articles_of(packed)) for packed in (first[i] for i in range(len(first)))]
+    np.random.seed(5)  # noqa: NPY002 (the global state must not matter)
+    torch.manual_seed(5)
+    backwards = [(pages_of(packed), articles_of(packed)) for packed in (again[i] for i in reversed(range(len(again))))]
+
+    assert forwards == backwards[::-1]
+    assert forwards[:6] != forwards[6:12]
+    assert forwards[0] != (pages_of(other[0]), articles_of(other[0]))
+
+
+def test_the_number_of_packs_is_a_multiple_of_the_processes():
+    rows = {"pages": [make_page(i) for i in range(31)], "articles": [make_article(0)]}
+
+    for num_processes in (1, 2, 3, 8):
+        packs = make_packs(**rows, num_processes=num_processes)
+        assert packs.num_packs % num_processes == 0
+        assert sorted(itertools.chain(*map(pages_of, epoch_of(packs, 1)))) == list(range(31))
+
+
+def test_there_is_no_pack_behind_the_last_one(packs):
+    with pytest.raises(IndexError, match="pack 18 of 18"):
+        packs[18]
+
+
+def test_of_a_source_with_a_share_about_that_share_is_drawn_anew_in_each_epoch():
+    pages = [make_page(i, source="wide" if i < 200 else "mine") for i in range(250)]
+    packs = make_packs(pages=pages, articles=[], page_share={"wide": 0.5}, tokens_per_batch=100)
+
+    epochs = [set(itertools.chain(*map(pages_of, epoch_of(packs, epoch)))) for epoch in range(3)]
+    assert packs.num_packs == 12  # of 150 pages, not 250
+    for drawn in epochs:
+        assert drawn >= set(range(200, 250))
+        assert len(drawn) == pytest.approx(150, abs=25)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_hints_are_dropped_for_about_the_share_asked_for():
+    packs = make_packs(
+        pages=[make_page(i, sections=1) for i in range(1_000)],
+        articles=[],
+        tokens_per_batch=1_000_000,
+        hint_dropout=0.3,
+        class_hint_dropout=0.2,
+    )
+
+    for epoch in range(2):
+        batch = packs[epoch].pages
+        counts = torch.diff(batch.hint_offsets, append=torch.tensor([len(batch.hint_ids)]))
+        assert (counts == 0).float().mean() == pytest.approx(0.3, abs=0.05)
+        assert (counts == 2).float().mean() == pytest.approx(0.2, abs=0.05)
+        as_text = batch.features[:, len(TEXT_FEATURES) :].sum(dim=1) == 0
+        assert torch.equal(as_text, counts == 0)
+    assert make_packs(pages=packs.pages, articles=[], hint_dropout=0, class_hint_dropout=0)[0].pages.hint_ids.any()
+
+
+def test_which_hints_are_dropped_changes_from_epoch_to_epoch_but_not_from_run_to_run():
+    def dropped(epoch: int) -> set[int]:
+        packs = make_packs(pages=[make_page(i) for i in range(100)], articles=[], tokens_per_batch=10_000)
+        batch = packs[epoch].pages
+        counts = torch.diff(batch.hint_offsets, append=torch.tensor([len(batch.hint_ids)]))[::4]
+        return {page for page, count in zip(pages_of(packs[epoch]), counts.tolist(), strict=True) if not count}
+
+    assert dropped(0) == dropped(0)
+    assert dropped(0) != dropped(1)
+
+
+def test_rows_themselves_are_never_changed(packs):
+    for i in range(len(packs)):
+        packs[i]
+
+    assert all(page.encoded.features.all() and page.encoded.hints[0].size == 3 for page in packs.pages)
+
+
+def test_targets_stand_in_the_order_of_the_rows():
+    articles = [make_article(i, length=9 - i) for i in range(6)]
+    packed = pack([make_page(0), make_page(1)], articles, pad_id=0, num_topics=NUM_TOPICS)
+
+    assert packed.classes.tolist() == [BODY, *[BOILERPLATE] * 3] * 2
+    assert packed.holds[:, 0].tolist() == [number % 2 for number in articles_of(packed)]
+    assert packed.decided.shape == (6, 2)
+
+
+def test_a_pack_without_articles_has_targets_of_the_right_width():
+    packed = pack([make_page(0)], [], pad_id=0, num_topics=NUM_TOPICS)
+
+    assert packed.articles == []
+    assert packed.holds.shape == packed.decided.shape == (0, NUM_TOPICS)
+
+
+def test_a_pack_without_pages_is_whole():
+    packed = pack([], [make_article(0)], pad_id=0, num_topics=NUM_TOPICS)
+
+    assert packed.classes.shape == (0,)
+    assert packed.classes.dtype == torch.int64
+    assert packed.pages.page_lengths == []
+
+
+def test_sections_of_each_class_are_counted(packs):
+    assert packs.class_counts.tolist() == [{BODY: 30, BOILERPLATE: 90}.get(i, 0) for i in range(len(CLASSES))]
+
+
+PAGE = "<nav>Menu</nav><h1>Talks</h1><p>The minister said so.</p><p>The match.</p>"
+TOPICS = TopicList(
+    [
+        TopicInfo(id="t:1", slug="politics", name="politics"),
+        TopicInfo(id="t:2", slug="sport", name="sport"),
+    ]
+)
+
+
+def page_row(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "p",
+        "source": "mine",
+        "site": "paper.com",
+        "fold": 2,
+        "kind": "html",
+        "content": PAGE,
+        "classes": [CLASSES.index(name) for name in ("boilerplate", "headline", "body", "body")],
+        "topics": ["t:2"],
+        "topics_known": True,
+    } | changes
+
+
+@pytest.fixture
+def encoder(tiny_encoder) -> TextEncoder:
+    return TextEncoder(Tokenizer.from_file(str(tiny_encoder / "tokenizer.json")), Encoding(max_article_tokens=64))
+
+
+def test_a_page_whose_topics_are_known_teaches_them_as_an_article(encoder):
+    article_row = {"id": "a", "site": "b.com", "fold": 1, "title": "Talks", "text": "Talks", "topics": [], "decided": ["t:1"]}
+    pages, articles = encode_rows([page_row()], [article_row], encoder=encoder, topics=TOPICS)
+
+    assert pages[0].classes.tolist() == page_row()["classes"]
+    assert [(article.id, article.fold) for article in articles] == [("p", 2), ("a", 1)]
+    assert [article.holds.tolist() for article in articles] == [[0, 1], [0, 0]]
+    assert [article.decided.tolist() for article in articles] == [[1, 1], [1, 0]]
+    assert articles[0].tokens == encoder.encode_articles([gold_article(split(PAGE), page_row()["classes"])])[0]
+
+
+def test_a_page_without_known_topics_or_without_an_article_teaches_none(encoder):
+    unknown = page_row(topics=[], topics_known=False)
+    menu = page_row(classes=[BOILERPLATE] * 4)
+
+    assert encode_rows([unknown, menu], [], encoder=encoder, topics=TOPICS)[1] == []
+
+
+def test_the_article_of_a_page_is_its_headline_then_its_body():
+    assert gold_article(split(PAGE), page_row()["classes"]) == "Talks\nThe minister said so.\nThe match."
+    assert gold_article(split(PAGE), [BODY, BOILERPLATE, BODY, CLASSES.index("headline")]) == (
+        "The match.\nMenu\nThe minister said so."
+    )
+
+
+def test_a_page_that_is_split_otherwise_than_when_it_was_prepared_is_refused():
+    with pytest.raises(ValueError, match=r"page p has 4 sections, it was prepared with 3: run `python -m train\.prepare`"):
+        resplit(page_row(classes=[BODY] * 3))
+
+
+def test_rows_of_a_stage_that_has_not_run_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run `python -m train\.prepare`"):
+        load_rows(tmp_path, "pages", "train")

@@ -1,0 +1,170 @@
+"""Temperatures and thresholds are those that the held-out rows ask for."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from copydesk.decode import class_probabilities, topic_probabilities
+from copydesk.labels import CLASSES, TopicInfo, TopicList
+from train.release import GRID, calibrate, choose_thresholds
+
+FLAT = TopicList([TopicInfo(id=f"t:{i}", slug=f"s{i}", name=f"n{i}") for i in range(3)])
+FAMILY = TopicList(
+    [
+        TopicInfo(id="t:0", slug="politics", name="politics"),
+        TopicInfo(id="t:1", slug="diplomacy", name="diplomacy", parent="t:0"),
+        TopicInfo(id="t:2", slug="sport", name="sport"),
+    ]
+)
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def sections(random: np.random.Generator, *, count: int, temperature: float) -> dict[str, np.ndarray]:
+    """Draw classes from known probabilities, and return their logits overconfident by the temperature."""
+    logits = random.normal(scale=2, size=(count, len(CLASSES)))
+    drawn = [random.choice(len(CLASSES), p=row) for row in class_probabilities(logits, temperature=1.0)]
+    return {"section_logits": logits * temperature, "classes": np.array(drawn)}
+
+
+def articles(random: np.random.Generator, *, count: int, temperature: float = 1.0) -> dict[str, np.ndarray]:
+    logits = random.normal(scale=2, size=(count, 3))
+    holds = random.random((count, 3)) < 1 / (1 + np.exp(-logits))
+    return {
+        "topic_logits": logits * temperature,
+        "holds": holds.astype(np.float32),
+        "decided": np.ones((count, 3), dtype=np.float32),
+        "article_sites": np.array([f"site{i % 50}" for i in range(count)]),
+    }
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_a_known_temperature_is_recovered(random, temperature):
+    held_out = sections(random, count=4_000, temperature=temperature) | articles(
+        random, count=4_000, temperature=temperature
+    )
+    found = calibrate(held_out, topics=FLAT, min_positives=20)
+
+    assert found.section_temperature == pytest.approx(temperature, rel=0.07)
+    assert found.topic_temperature == pytest.approx(temperature, rel=0.07)
+    assert found.section_ece < 0.03
+
+
+def test_what_is_undecided_has_no_say_in_the_temperature(random):
+    held_out = sections(random, count=200, temperature=1.0) | articles(random, count=3_000, temperature=2.0)
+    half = calibrate(
+        {name: value[::2] if len(value) == 3_000 else value for name, value in held_out.items()},
+        topics=FLAT,
+        min_positives=20,
+    )
+    held_out["decided"][1::2] = 0
+    held_out["topic_logits"][1::2] = 40  # far off, were it counted
+
+    assert calibrate(held_out, topics=FLAT, min_positives=20).topic_temperature == pytest.approx(half.topic_temperature)
+
+
+def test_what_was_chosen_from_is_counted(random):
+    held_out = sections(random, count=300, temperature=1.0) | articles(random, count=100)
+    held_out["decided"][:40, 0] = 0
+    found = calibrate(held_out, topics=FLAT, min_positives=20)
+
+    assert (found.num_sections, found.num_articles) == (300, 100)
+    assert found.positives.tolist() == (held_out["holds"] * held_out["decided"]).sum(axis=0).tolist()
+
+
+def choose(probabilities: np.ndarray, holds: np.ndarray, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
+    given = {
+        "decided": np.ones_like(holds),
+        "sites": np.array([f"site{i % 40}" for i in range(len(holds))]),
+        "min_positives": 20,
+    } | changes
+    return choose_thresholds(probabilities, holds, given.pop("decided"), **given)
+
+
+def test_a_threshold_parts_what_can_be_parted():
+    probabilities = np.linspace(0, 1, 401)[:, None]
+    thresholds, shared = choose(probabilities, probabilities >= 0.3)
+
+    assert thresholds == pytest.approx([0.3], abs=0.02)
+    assert not shared.any()
+
+
+def test_thresholds_have_the_best_f1_of_all(random):
+    probabilities = random.random((3_000, 3))
+    holds = random.random((3_000, 3)) < probabilities ** np.array([1, 2, 4])
+    thresholds, _ = choose(probabilities, holds)
+
+    for topic in range(3):
+        best = max(f1_score(holds[:, topic], probabilities[:, topic] >= cut) for cut in GRID[::3])
+        assert f1_score(holds[:, topic], probabilities[:, topic] >= thresholds[topic]) == pytest.approx(best, abs=0.01)
+    assert thresholds[0] < thresholds[1] < thresholds[2]
+
+
+def test_rare_topics_share_the_threshold_that_is_best_for_them_all(random):
+    probabilities = random.random((2_000, 3))
+    holds = probabilities >= np.array([0.3, 0.995, 0.995])
+    assert (holds.sum(axis=0) < 20).tolist() == [False, True, True]
+    thresholds, shared = choose(probabilities, holds)
+
+    assert shared.tolist() == [False, True, True]
+    assert thresholds[0] == pytest.approx(0.3, abs=0.02)
+    assert thresholds[1] == thresholds[2] > 0.9
+
+
+def test_positives_that_are_undecided_do_not_make_a_topic_frequent(random):
+    probabilities = random.random((400, 1))
+    holds = probabilities >= 0.5
+    decided = np.zeros_like(holds)
+    decided[:20] = True
+
+    assert choose(probabilities, holds)[1].tolist() == [False]
+    assert choose(probabilities, holds, decided=decided)[1].tolist() == [True]
+
+
+def test_a_topic_that_never_holds_gets_one_half():
+    probabilities = np.linspace(0, 1, 100)[:, None]
+
+    assert choose(probabilities, np.zeros_like(probabilities, dtype=bool))[0].tolist() == [0.5]
+
+
+def test_one_site_alone_cannot_decide_its_own_threshold(random):
+    # All sites part at 0.6 but one large site, which parts at 0.2: it weighs in four of the five folds at most.
+    probabilities = random.random((1_000, 1))
+    sites = np.array(["large" if i < 300 else f"site{i % 40}" for i in range(1_000)])
+    holds = probabilities >= np.where(sites == "large", 0.2, 0.6)[:, None]
+
+    (threshold,), _ = choose(probabilities, holds, sites=sites)
+    (of_large,), _ = choose(probabilities[:300], holds[:300])
+    assert of_large == pytest.approx(0.2, abs=0.03)
+    assert of_large < threshold <= 0.62
+
+
+def test_thresholds_are_the_same_every_time(random):
+    probabilities = random.random((500, 3))
+    holds = random.random((500, 3)) < probabilities
+
+    assert np.array_equal(choose(probabilities, holds)[0], choose(probabilities, holds)[0])
+
+
+def test_a_few_articles_of_one_site_are_enough_to_choose_at_all():
+    thresholds, shared = choose(np.array([[0.9], [0.1]]), np.array([[True], [False]]), sites=np.array(["a", "a"]))
+
+    assert shared.tolist() == [True]
+    assert 0 < thresholds[0] < 1
+
+
+def test_a_parents_threshold_is_chosen_on_what_its_children_lend_it(random):
+    # The parent's own logit says nothing; it holds where its child does.
+    child = random.normal(scale=3, size=1_000)
+    held_out = sections(random, count=100, temperature=1.0) | articles(random, count=1_000)
+    held_out["topic_logits"] = np.stack([np.full(1_000, -8.0), child, random.normal(size=1_000)], axis=1)
+    held_out["holds"][:, 0] = held_out["holds"][:, 1] = child > 0
+    found = calibrate(held_out, topics=FAMILY, min_positives=20)
+
+    probabilities = topic_probabilities(held_out["topic_logits"], temperature=found.topic_temperature, topics=FAMILY)
+    assert f1_score(child > 0, probabilities[:, 0] >= found.thresholds[0]) > 0.98
