@@ -111,10 +111,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
 
 
 @pytest.fixture
-def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
     """Move to a copy of the prepared folder."""
     import datasets
 
+    # On so small a network threads only wait for each other; on a busy machine, for minutes.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     folder = tmp_path / "workplace"
     shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("cache"))
     monkeypatch.chdir(folder)

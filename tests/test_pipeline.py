@@ -1,0 +1,186 @@
+"""The whole chain, tiny: prepare → fit → release → evaluate, then read a page with what came out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+import copydesk
+from copydesk.page import Page
+from copydesk.predictor import Document, Predictor
+from copydesk.saved import read_manifest
+from train import prepare as prepare_stage
+from train.baseline import BaselinePredictor
+from train.config import Experiment, load_experiment
+from train.evaluate import evaluate, load_predictor
+from train.fit import fit
+from train.packs import load_rows
+from train.prepare import prepare
+from train.publish import RELEASED, publish
+from train.release import release
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "data/sample/pages/harwickcourier/hospice-finance-chief-jailed.html").read_text("utf-8")
+FIGURES = {"confusion.png", "precision_recall_labels.png", "precision_recall_topics.png", "reliability.png"}
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def run_chain(*overrides: str) -> tuple[Experiment, dict[str, float]]:
+    experiment = load_experiment("tiny.yaml", list(overrides))
+    prepare(experiment)
+    fit(experiment)
+    release(experiment)
+    return experiment, evaluate(experiment)
+
+
+def check_page(page: Page) -> None:
+    assert len(page.sections) > 10
+    assert all(page.text[section.start : section.end] == section.text for section in page.sections)
+    assert all(sum(section.scores.model_dump().values()) == pytest.approx(1, abs=1e-3) for section in page.sections)
+    assert len({section.label for section in page.sections}) > 1
+
+
+def check_scores(scores: dict[str, float], experiment: Experiment) -> None:
+    assert scores["pages"] == len(load_rows(experiment.prepared, "pages", "validation"))
+    assert scores["articles"] == len(load_rows(experiment.prepared, "articles", "validation"))
+    assert all(np.isfinite(value) for value in scores.values())
+    for name in ("macro_f1", "body_f1", "paywall_f1", "body_word_f1", "body_4gram_f1", "topics_micro_f1"):
+        assert 0 <= scores[f"{name}_low"] <= scores[f"{name}_high"] <= 1
+        assert 0 <= scores[f"as_text_{name}"] <= 1
+        assert 0 <= scores[f"english_news_{name}"] <= 1
+    written = json.loads((experiment.evaluated / "scores.json").read_text("utf-8"))
+    assert written["scores"] == scores
+    assert written["split"] == "validation"
+    assert {path.name for path in experiment.evaluated.iterdir()} == {"scores.json", *FIGURES}
+    assert {row["slice"] for row in written["tables"]["slices"]} >= {"all", "english news", "source: sample"}
+    assert [row["label"] for row in written["tables"]["labels"]] == ["body", "boilerplate", "paywall", "sponsored"]
+    assert len(written["tables"]["topics"]) == 28
+
+
+def check_run(experiment: Experiment, scores: dict[str, float]) -> None:
+    """Find all four stages in the one MLflow run."""
+    store = MlflowClient(tracking_uri=f"sqlite:///{Path('mlflow.db').absolute()}")
+    run_id = json.loads((experiment.fitted / "run.json").read_text("utf-8"))["run_id"]
+    run = store.get_run(run_id)
+
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["kind"] == experiment.fit.kind
+    assert run.data.metrics["validation/macro_f1"] == pytest.approx(scores["macro_f1"])
+    assert run.data.metrics["validation/body_4gram_f1_low"] == pytest.approx(scores["body_4gram_f1_low"])
+    assert run.data.metrics["release/held_out_section_ece"] >= 0
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {
+        f"{kind}-{split}" for kind in ("pages", "articles") for split in ("train", "validation", "test")
+    }
+    figures = {Path(entry.path).name for entry in store.list_artifacts(run_id, "figures")}
+    assert figures == {f"validation_{name}" for name in FIGURES}
+
+
+def test_a_transformer_goes_through_all_stages_and_reads_a_page():
+    experiment, scores = run_chain()
+
+    check_scores(scores, experiment)
+    check_run(experiment, scores)
+    desk = copydesk.load(experiment.released)
+    assert isinstance(desk, Predictor)
+    (page,) = desk.predict([PAGE])
+    check_page(page)
+    assert page == desk.predict_one(PAGE)
+    manifest = read_manifest(experiment.released)
+    assert (page.model.name, page.model.version) == ("tiny", manifest.version)
+    assert set(manifest.run) == {
+        "experiment",
+        "git_commit",
+        "mlflow_run_id",
+        *(f"data/{kind}/{split}" for kind in ("pages", "articles") for split in ("train", "validation", "test")),
+    }
+    card = (experiment.released / "README.md").read_text("utf-8")
+    assert "| kind | transformer |" in card
+    assert "nan" not in card
+
+
+def test_the_baseline_goes_through_the_same_stages():
+    experiment, scores = run_chain("fit={kind: baseline}", "name=base")
+
+    check_scores(scores, experiment)
+    check_run(experiment, scores)
+    desk = load_predictor(experiment)
+    assert isinstance(desk, BaselinePredictor)
+    (page,) = desk.predict([Document(PAGE, source="a.html", url="https://paper.com/a")])
+    check_page(page)
+    assert (page.source, page.url, page.model.name) == ("a.html", "https://paper.com/a", "tiny")
+    assert scores["macro_f1"] > 0.3  # words and tags of 20 pages are enough for that
+    assert "| kind | baseline |" in (experiment.released / "README.md").read_text("utf-8")
+
+
+def test_a_released_baseline_scores_its_validation_rows_as_the_fitted_one():
+    experiment = load_experiment("tiny.yaml", ["fit={kind: baseline}"])
+    fit(experiment)
+    release(experiment)
+
+    desk = load_predictor(experiment)
+    rows = load_rows(experiment.prepared, "pages", "validation")
+    pages = [copydesk.split.split(row["content"], kind=row["kind"]) for row in rows]
+    with np.load(experiment.fitted / "held_out.npz") as held_out:
+        np.testing.assert_allclose(desk.model.section_logits(pages), held_out["section_logits"])
+
+
+def test_test_is_read_only_when_asked_for_and_each_read_is_counted():
+    experiment = load_experiment("tiny.yaml", ["fit={kind: baseline}"])
+    fit(experiment)
+    release(experiment)
+
+    assert "reads" not in evaluate(experiment)
+    assert not Path("bench/test_reads.jsonl").exists()
+    on_test = load_experiment("tiny.yaml", ["fit={kind: baseline}", "evaluate.split=test"])
+    assert [evaluate(on_test)["reads"] for _ in range(2)] == [1, 2]
+    reads = [json.loads(line) for line in Path("bench/test_reads.jsonl").read_text("utf-8").splitlines()]
+    assert [read["experiment"] for read in reads] == ["tiny", "tiny"]
+
+
+def test_publishing_copies_the_released_folder_and_adds_its_test_scores():
+    experiment = load_experiment("tiny.yaml", ["fit.epochs=1", "evaluate.split=test"])
+    fit(experiment)
+    release(experiment)
+    with pytest.raises(ValueError, match=r"evaluate\.split=test"):
+        publish(load_experiment("tiny.yaml"))
+
+    assert publish(experiment) == RELEASED
+    assert read_manifest(RELEASED) == read_manifest(experiment.released)
+    assert copydesk.load(RELEASED).predict_one(PAGE).sections
+    card = (RELEASED / "README.md").read_text("utf-8")
+    assert card.startswith((experiment.released / "README.md").read_text("utf-8"))
+    assert "of the test split" in card
+
+
+def test_evaluating_before_releasing_says_what_to_run():
+    with pytest.raises(FileNotFoundError, match=r"run `python -m train\.release`"):
+        evaluate(load_experiment("tiny.yaml"))
+
+
+@pytest.mark.parametrize("stage", ["fit", "release", "evaluate"])
+def test_a_stage_out_of_turn_ends_with_one_line_and_status_1(stage):
+    process = subprocess.run(
+        [sys.executable, "-m", f"train.{stage}", "--config", "tiny.yaml", "--set", "name=other"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(f"{stage}: there is no ")
+    assert "Traceback" not in process.stderr
+
+
+def test_preparing_from_the_command_line_reports_counts(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "argv", ["prepare", "--config", "tiny.yaml"])
+    with caplog.at_level("INFO"):
+        prepare_stage.main()
+
+    assert "train: " in caplog.text
+    assert "0 quarantined, 0 duplicates dropped" in caplog.text
