@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from copydesk.encode import Encoding
-from copydesk.encoder import encoder_folder, sha256_of
+from copydesk.encoder import EncoderError, encoder_folder, sha256_of
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
@@ -169,24 +169,38 @@ def load_saved(folder: Path | str) -> SavedModel:
     folder = Path(folder)
     manifest = read_manifest(folder)
     description = read_description(folder)
+    try:
+        model = _build(folder, description)
+        topics = TopicList(description.topics)
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except (ModelError, EncoderError):
+        raise
+    except Exception as error:  # safetensors, tokenizers and transformers raise many kinds, tokenizers a bare one
+        raise ModelError(
+            f"{folder} cannot be understood ({type(error).__name__}: {error}): it was written by another version, "
+            "or is broken. Fetch the folder again"
+        ) from error
+    return SavedModel(
+        manifest=manifest, description=description, topics=topics, tokenizer=tokenizer, model=model.eval()
+    )
+
+
+def _build(folder: Path, description: Description) -> CopydeskModel:
     config = CopydeskConfig(**description.network)
     with torch.device("meta"):
         model = CopydeskModel(config)
     tensors = _tensors(folder / WEIGHTS, description.base)
-    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
-    if missing or unexpected:
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ModelError(
-            f"{folder / WEIGHTS} does not fit {DESCRIPTION}: missing {missing[:3]}, unexpected {unexpected[:3]}. "
-            "Fetch the folder again"
+            f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {len(wrong)} tensors are missing, unexpected or of "
+            f"another shape, the first {wrong[0]}. Fetch the folder again"
         )
+    model.load_state_dict(tensors, assign=True)
     _restore_buffers(model)
-    return SavedModel(
-        manifest=manifest,
-        description=description,
-        topics=TopicList(description.topics),
-        tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)),
-        model=model.eval(),
-    )
+    return model
 
 
 def _restore_buffers(model: CopydeskModel) -> None:

@@ -8,11 +8,13 @@ text: the input), all white space removed. Sections partition them: nothing is d
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+import webencodings
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from copydesk.page import PageError
@@ -130,8 +132,6 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _DECLARED = re.compile(rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
-# The HTML standard reads these labels as windows-1252.
-_LATIN = frozenset(("ascii", "iso8859-1"))
 
 
 def decode_bytes(data: bytes) -> str:
@@ -146,20 +146,26 @@ def decode_bytes(data: bytes) -> str:
     declared = _DECLARED.search(data[:4096])
     if declared and (named := _text_encoding(declared[1].decode("ascii", "replace"))):
         return _without_surrogates(data.decode(named, "replace"))
-    from charset_normalizer import from_bytes  # slow to import, rarely needed
-
-    best = from_bytes(data[:65_536]).best()
-    sniffed = _text_encoding(best.encoding) if best else None
-    return _without_surrogates(data.decode(sniffed or "cp1252", "replace"))
+    return _without_surrogates(data.decode(_sniffed_encoding(data[:65_536]), "replace"))
 
 
 def _text_encoding(label: str) -> str | None:
-    try:
-        info = codecs.lookup(label)
-        "".encode(info.name)  # refuses codecs that do not turn text into bytes (rot13, base64)
-    except (LookupError, ValueError, TypeError):
+    """Return the codec of an encoding label as browsers read it; UTF-16 in a declaration is always wrong."""
+    encoding = webencodings.lookup(label)
+    if encoding is None or encoding.name in {"replacement", "x-user-defined"} or encoding.name.startswith("utf-16"):
         return None
-    return "cp1252" if info.name in _LATIN else info.name
+    return encoding.codec_info.name
+
+
+def _sniffed_encoding(data: bytes) -> str:
+    from charset_normalizer import from_bytes  # slow to import, rarely needed
+
+    guesses = list(from_bytes(data))
+    if not guesses:
+        return "cp1252"
+    # Many single-byte encodings fit a short text: of equals the commonest one is meant.
+    western = any(guess.encoding in {"cp1252", "latin_1"} and guess.chaos <= guesses[0].chaos for guess in guesses)
+    return "cp1252" if western else guesses[0].encoding
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -214,25 +220,99 @@ def _cut(text: str, start: int, stop: int) -> int:
     return stop
 
 
-_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)[^>]*?(/?)>")
-_OPAQUE = re.compile(r"<!--.*?-->|<(script|style|template|svg)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TAG_START = re.compile("/?[a-zA-Z]")
+_NAME = re.compile(r"[^\s/>]*")
+_QUOTE_OR_END = re.compile(r"=\s*[\"']|>")
+_RAW_TEXT_TAGS = frozenset("iframe noembed noframes script style textarea title xmp".split())
+_FORMATTING_TAGS = frozenset("a b big code em font i nobr s small strike strong tt u".split())
 
 
 def _check_depth(html: str, max_depth: int) -> None:
     """Refuse a page that nests too deep, before the parser spends time that grows with the square of its depth."""
     if html.count("<") - html.count("</") <= max_depth:
         return
-    depth = 0
-    for match in _TAG.finditer(_OPAQUE.sub("", html)):
-        name = match[2].lower()
-        if name in NON_NESTING_TAGS or match[3]:
-            continue
-        depth = max(0, depth - 1) if match[1] else depth + 1
-        if depth > max_depth:
+    nesting = _Nesting()
+    for tag, name, closes in _tags_of(html):
+        (nesting.close if closes else nesting.open)(tag, name)
+        if nesting.depth > max_depth:
             raise PageError(
                 f"the page nests elements more than {max_depth:,} deep, which is the limit: "
                 "check for unclosed tags, or raise max_depth"
             )
+
+
+class _Nesting:
+    """About how deep the parser's tree is after each tag: rather too deep than not deep enough."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._open: list[str] = []
+        self._num_open: Counter[str] = Counter()
+        # Apart from the others: unclosed formatting is opened again in each following block (HTML standard,
+        # "reconstruct the active formatting elements").
+        self._num_formatting: Counter[str] = Counter()
+
+    def open(self, tag: str, name: str) -> None:
+        if tag.endswith("/>") and (self._num_open["svg"] or self._num_open["math"]):
+            return  # elsewhere the slash means nothing
+        if name in _FORMATTING_TAGS:
+            self._num_formatting[name] += 1
+        else:
+            self._open.append(name)
+            self._num_open[name] += 1
+        self.depth += 1
+
+    def close(self, _: str, name: str) -> None:
+        if self._num_formatting[name]:
+            self._num_formatting[name] -= 1
+            self.depth -= 1
+        elif self._num_open[name]:
+            closed = ""
+            while closed != name:
+                closed = self._open.pop()
+                self._num_open[closed] -= 1
+                self.depth -= 1
+
+
+def _tags_of(html: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield the tags that may nest: the whole tag, its name, and whether it closes; in time linear in the length."""
+    position = html.find("<")
+    while 0 <= position < len(html) - 1:
+        following = html[position + 1 : position + 3]
+        if html.startswith("<!--", position):
+            # `<!-->` and `<!--->` are whole comments.
+            short = next((n for n in (5, 6) if html.startswith("<!--->"[: n - 1] + ">", position)), 0)
+            end = position + short if short else _after(html, "-->", position + 4)
+        elif _TAG_START.match(following):
+            closes = following[0] == "/"
+            name = _name_at(html, position + 1 + closes)
+            end = _tag_end(html, position + 1 + closes + len(name))
+            if name not in NON_NESTING_TAGS:
+                yield html[position:end], name, closes
+            if name in _RAW_TEXT_TAGS and not closes:
+                closer = re.compile(f"</{name}(?=[\\s/>])", re.IGNORECASE).search(html, end)
+                end = closer.start() if closer else len(html)
+        else:
+            end = position + 1
+        position = html.find("<", end)
+
+
+def _name_at(html: str, position: int) -> str:
+    match = _NAME.match(html, position, position + 100)
+    return match[0].lower() if match else ""
+
+
+def _after(html: str, mark: str, start: int) -> int:
+    found = html.find(mark, start)
+    return found + len(mark) if found >= 0 else len(html)
+
+
+def _tag_end(html: str, position: int) -> int:
+    while match := _QUOTE_OR_END.search(html, position):
+        if match[0] == ">":
+            return match.end()
+        position = _after(html, match[0][-1], match.end())
+    return len(html)
 
 
 CLASS_HINTS = ("own:", "class:")

@@ -63,7 +63,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
-    """Prepare the sample for a tiny experiment: a folder with `tiny.yaml`, an empty MLflow store and `data/prepared`."""
+    """Prepare the sample for a tiny experiment: a folder with `tiny.yaml` and an empty MLflow store."""
     import datasets
     from mlflow import MlflowClient
 
@@ -111,22 +111,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
 
 
 @pytest.fixture
-def workplace(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Path:
+def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Move to a copy of the prepared folder."""
     import datasets
 
     # On so small a network threads only wait for each other; on a busy machine, for minutes.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    request.addfinalizer(lambda: torch.set_num_threads(threads))
     folder = tmp_path / "workplace"
     shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("cache"))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", prepared / "cache")
-    return folder
+    yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 REPEATED = {name: stage for name, stage in STAGES.items() if not stage.get("frozen")}
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-GENERATED = [Path(next(iter(out)) if isinstance(out, dict) else out) for stage in STAGES.values() for out in stage["outs"]]
+GENERATED = [
+    Path(next(iter(out)) if isinstance(out, dict) else out) for stage in STAGES.values() for out in stage["outs"]
+]
 
 
 def printed_tree() -> list[Path]:
@@ -43,7 +45,9 @@ def test_the_readme_names_every_module(package):
     modules = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"}
 
     # A folder inside of a package may stand for its modules.
-    missing = {path for path in modules if path not in printed and (path.parent == Path(package) or path.parent not in printed)}
+    missing = {
+        path for path in modules if path not in printed and (path.parent == Path(package) or path.parent not in printed)
+    }
     assert missing == set()
 
 

@@ -196,7 +196,10 @@ def test_more_confidence_is_a_wider_interval(random):
 
 def test_pages_of_one_site_that_agree_widen_the_interval():
     values = np.repeat(np.arange(10.0), 10)
-    apart, together = interval(values, [str(i) for i in range(100)]), interval(values, [str(i // 10) for i in range(100)])
+    apart, together = (
+        interval(values, [str(i) for i in range(100)]),
+        interval(values, [str(i // 10) for i in range(100)]),
+    )
 
     assert np.ptp(together) > 2 * np.ptp(apart)
 

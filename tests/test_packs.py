@@ -237,7 +237,15 @@ def encoder(tiny_encoder) -> TextEncoder:
 
 
 def test_a_page_whose_topics_are_known_teaches_them_as_an_article(encoder):
-    article_row = {"id": "a", "site": "b.com", "fold": 1, "title": "Talks", "text": "Talks", "topics": [], "decided": ["t:1"]}
+    article_row = {
+        "id": "a",
+        "site": "b.com",
+        "fold": 1,
+        "title": "Talks",
+        "text": "Talks",
+        "topics": [],
+        "decided": ["t:1"],
+    }
     pages, articles = encode_rows([page_row()], [article_row], encoder=encoder, topics=TOPICS)
 
     assert pages[0].classes.tolist() == page_row()["classes"]
@@ -262,7 +270,9 @@ def test_the_article_of_a_page_is_its_headline_then_its_body():
 
 
 def test_a_page_that_is_split_otherwise_than_when_it_was_prepared_is_refused():
-    with pytest.raises(ValueError, match=r"page p has 4 sections, it was prepared with 3: run `python -m train\.prepare`"):
+    with pytest.raises(
+        ValueError, match=r"page p has 4 sections, it was prepared with 3: run `python -m train\.prepare`"
+    ):
         resplit(page_row(classes=[BODY] * 3))
 
 

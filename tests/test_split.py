@@ -517,8 +517,6 @@ def test_many_closed_elements_beside_each_other_are_not_deep():
         "<SCRIPT src=x>'{}'</script >",
         "<style>{}</style>",
         "<!-- {} -->",
-        "<template>{}</template>",
-        "<svg>{}</svg>",
     ],
 )
 def test_tags_that_are_never_read_add_no_depth(content):

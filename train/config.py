@@ -240,8 +240,8 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         content = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}. Shipped ones are in configs/") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, expected settings under top keys: see configs/")
     for override in overrides or ():
@@ -266,7 +266,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a group of settings")
-    target[last] = yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
+    try:
+        target[last] = yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {value!r} is no valid YAML: {error}") from error
 
 
 def experiment_from_arguments(description: str, arguments: list[str] | None = None) -> Experiment:

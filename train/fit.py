@@ -119,8 +119,8 @@ def held_out_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dict[
         "classes": np.concatenate([page.classes for page in rows.pages]),
         "section_sites": np.repeat([page.site for page in rows.pages], lengths),
         "topic_logits": articles,
-        "holds": np.stack([article.holds for article in rows.articles]),
-        "decided": np.stack([article.decided for article in rows.articles]),
+        "holds": rows.marks("holds", num_topics=len(fitting.topics)),
+        "decided": rows.marks("decided", num_topics=len(fitting.topics)),
         "article_sites": np.array([article.site for article in rows.articles]),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import torch
 
 from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_pages
@@ -77,7 +78,7 @@ def load_rows(prepared: Path, kind: str, split_name: str) -> datasets.Dataset:
     path = prepared / kind / f"{split_name}.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: run `python -m train.prepare` with the same config first")
-    return datasets.Dataset.from_parquet(str(path))
+    return datasets.Dataset(pyarrow.parquet.read_table(path))  # from_parquet refuses a file without rows
 
 
 def resplit(row: dict[str, Any]) -> RawPage:

@@ -135,22 +135,25 @@ class _NearDuplicates:
 
     def __init__(self, *, similarity: float, seed: int) -> None:
         self.similarity, self.seed = similarity, seed
-        # A lower threshold in the index loses no pair: what it finds too much is verified away.
-        self.index = MinHashLSH(threshold=similarity * 0.85, num_perm=128)
+        # A lower threshold in the index loses hardly a pair: what it finds too much is verified away.
+        self.index = MinHashLSH(threshold=similarity * 0.6, num_perm=128)
         self.shingles: dict[int, frozenset[bytes]] = {}
 
-    def find_or_add(self, key: int, text: str) -> int | None:
-        """Return the key of a near-duplicate that is in the index, else add the text and return None."""
+    def find(self, text: str) -> tuple[list[int], Callable[[int], None]]:
+        """Return the keys of all near-duplicates in the index, and what adds the text to it under a key."""
         shingles = _shingles(text)
         signature = MinHash(num_perm=128, seed=self.seed)
         signature.update_batch(sorted(shingles))
-        for other in sorted(self.index.query(signature)):
-            theirs = self.shingles[other]
-            if len(shingles & theirs) >= self.similarity * len(shingles | theirs):
-                return other
-        self.index.insert(key, signature)
-        self.shingles[key] = shingles
-        return None
+
+        def add(key: int) -> None:
+            self.index.insert(key, signature)
+            self.shingles[key] = shingles
+
+        return [other for other in sorted(self.index.query(signature)) if self._alike(shingles, other)], add
+
+    def _alike(self, shingles: frozenset[bytes], other: int) -> bool:
+        theirs = self.shingles[other]
+        return len(shingles & theirs) >= self.similarity * len(shingles | theirs)
 
 
 def drop_duplicates(rows: Sequence[Row], *, similarity: float) -> tuple[list[Row], list[tuple[str, str]]]:
@@ -164,11 +167,12 @@ def drop_duplicates(rows: Sequence[Row], *, similarity: float) -> tuple[list[Row
     duplicates = []
     kept = []
     for i in order:
-        other = index.find_or_add(i, rows[i].text)
-        if other is None:
-            kept.append(i)
+        others, add = index.find(rows[i].text)
+        if others:
+            duplicates.append((rows[i].id, rows[others[0]].id))
         else:
-            duplicates.append((rows[i].id, rows[other].id))
+            kept.append(i)
+            add(i)
     return [rows[i] for i in sorted(kept)], duplicates
 
 
@@ -228,9 +232,13 @@ def find_leaks(rows: Sequence[Row], *, similarity: float) -> list[str]:
     leaks += [f"site {site} is in {' and '.join(sorted(found))}" for site, found in splits.items() if len(found) > 1]
     index = _NearDuplicates(similarity=similarity, seed=2)
     for i, row in enumerate(rows):
-        other = index.find_or_add(i, row.text)
-        if other is not None and rows[other].split != row.split:
-            leaks.append(f"{row.id} ({row.split}) is a near-duplicate of {rows[other].id} ({rows[other].split})")
+        others, add = index.find(row.text)
+        leaks += [
+            f"{row.id} ({row.split}) is a near-duplicate of {rows[other].id} ({rows[other].split})"
+            for other in others
+            if rows[other].split != row.split
+        ]
+        add(i)
     return leaks
 
 
@@ -266,11 +274,14 @@ def _write(folder: Path, rows: Sequence[Row], report: dict[str, Any], topics: To
         chosen = [row for row in rows if row.split == split]
         pages = [_page_row(row, row.item, topics) for row in chosen if isinstance(row.item, AnnotatedPage)]
         articles = [_article_row(row, row.item) for row in chosen if isinstance(row.item, LabelledArticle)]
-        datasets.Dataset.from_list(pages, features=PAGE_FEATURES).to_parquet(folder / "pages" / f"{split}.parquet")
-        datasets.Dataset.from_list(articles, features=ARTICLE_FEATURES).to_parquet(
-            folder / "articles" / f"{split}.parquet"
-        )
+        _write_rows(folder / "pages" / f"{split}.parquet", pages, PAGE_FEATURES)
+        _write_rows(folder / "articles" / f"{split}.parquet", articles, ARTICLE_FEATURES)
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_rows(file: Path, rows: Sequence[dict[str, Any]], features: datasets.Features) -> None:
+    columns = {name: [row[name] for row in rows] for name in features}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
 
 
 _STRING, _INTEGER = datasets.Value("string"), datasets.Value("int32")

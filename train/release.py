@@ -116,7 +116,7 @@ def calibrate(held_out: dict[str, np.ndarray], *, topics: TopicList, min_positiv
     )
     holds, decided = held_out["holds"] > 0, held_out["decided"] > 0
     raw = held_out["topic_logits"].astype(np.float64)
-    topic_temperature = _temperature(lambda t: _binary_loss(raw / t, holds)[decided].mean())
+    topic_temperature = _temperature(lambda t: (_binary_loss(raw / t, holds) * decided).sum())
     probabilities = topic_probabilities(raw, temperature=topic_temperature, topics=topics)
     thresholds, shared = choose_thresholds(
         probabilities, holds, decided, sites=held_out["article_sites"], min_positives=min_positives

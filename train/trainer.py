@@ -39,6 +39,11 @@ class Rows:
     pages: list[TrainingPage]
     articles: list[TrainingArticle]
 
+    def marks(self, name: str, *, num_topics: int) -> np.ndarray:
+        """Return (articles, topics): `holds` or `decided`."""
+        marks = [getattr(article, name) for article in self.articles]
+        return np.array(marks, dtype=np.float32).reshape(-1, num_topics)
+
     def inside(self, folds: frozenset[int]) -> "Rows":
         """Return the rows of these folds."""
         return Rows(
@@ -410,8 +415,8 @@ def validation_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dic
     sections, topics = fitting.logits(model, rows)
     true = labels_of(np.concatenate([page.classes for page in rows.pages]))
     confusion = label_confusion(true, labels_of(sections.argmax(axis=1)))
-    holds = np.stack([article.holds for article in rows.articles]) > 0
-    decided = np.stack([article.decided for article in rows.articles]) > 0
+    holds = rows.marks("holds", num_topics=len(fitting.topics)) > 0
+    decided = rows.marks("decided", num_topics=len(fitting.topics)) > 0
     return {
         f"eval_{SCORE}": float(macro_f1(confusion)),
         "eval_validation_topics_micro_f1": float(topic_f1(topic_counts(holds, topics > 0, decided))[0]),

@@ -124,6 +124,8 @@ def _article(
 ) -> LabelledArticle:
     text = row[source.text_column]
     title = row.get(source.title_column or "") or ""
+    if not isinstance(title, str):
+        raise ValueError(f"column {source.title_column} holds {title!r}, expected the article's title")  # noqa: TRY004
     if not isinstance(text, str) or not (text.strip() or title.strip()):
         raise ValueError(f"column {source.text_column} holds {str(text)[:40]!r}, expected the article's text")
     labels = row[source.labels_column]
@@ -168,4 +170,6 @@ def _extract() -> tldextract.TLDExtract:
 def site_of(url: str) -> str:
     """Return the registrable domain of an address, else its host."""
     parts = _extract()(url)
-    return parts.top_domain_under_public_suffix or parts.fqdn or (urlsplit(url).hostname or "")
+    if parts.top_domain_under_public_suffix or parts.ipv4:
+        return parts.top_domain_under_public_suffix or parts.ipv4
+    return ".".join((urlsplit(url).hostname or url).split(".")[-2:])

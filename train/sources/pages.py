@@ -105,7 +105,7 @@ def read_pages(source: PageSource, topics: TopicList) -> Iterator[AnnotatedPage 
         except ValidationError as error:
             reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors())
             yield BadRow(source.name, place, reasons)
-        except (ValueError, OSError, zlib.error) as error:
+        except (ValueError, OSError, EOFError, zlib.error) as error:
             yield BadRow(source.name, place, str(error))
 
 
