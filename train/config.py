@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from copydesk.encode import Encoding
 from copydesk.encoder import MINILM
@@ -100,6 +109,12 @@ class Network(Part):
     window_sections: PositiveInt = 1_024
     window_overlap: NonNegativeInt = 256
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> "Network":
+        if self.window_overlap >= self.window_sections:
+            raise ValueError("window_overlap must be smaller than window_sections")
+        return self
 
 
 class TransformerFit(Part):
@@ -196,6 +211,15 @@ class Experiment(Part):
     fit: Annotated[TransformerFit | BaselineFit, Field(discriminator="kind")]
     release: Release = Release()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _shares_name_sources(self) -> "Experiment":
+        named = {source.name for source in self.prepare.pages}
+        if isinstance(self.fit, TransformerFit) and (unknown := set(self.fit.page_share) - named):
+            raise ValueError(
+                f"fit.page_share names {sorted(unknown)}, expected some of the page sources {sorted(named)}"
+            )
+        return self
 
     @property
     def prepared(self) -> Path:
