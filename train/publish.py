@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 RELEASED = Path("models/released")
 CHOSEN_HERE = (
-    " Checkpoint, temperatures and thresholds were chosen on these same pages, so the scores lean high, those of topics "
-    "and calibration most."
+    " Checkpoint, temperatures and thresholds were chosen on these same pages, so the scores lean high, those of "
+    "topics and calibration most."
 )
 SHOWN = {
     "macro_f1": "macro F1, four labels, by section",
