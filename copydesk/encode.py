@@ -10,14 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from zlib import crc32
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
-from copydesk.split import CLASS_HINTS, RawPage
+from copydesk.split import ATTRIBUTE_HINTS, RawPage
 
 TEXT_FEATURES = (
     "characters",
@@ -52,8 +51,6 @@ class Encoding(BaseModel):
     """Tokens kept from its end."""
     max_article_tokens: int = Field(default=256, ge=8)
     """Tokens of headline and body that the topics are read from."""
-    hint_buckets: int = Field(default=8_192, ge=1)
-    """Size of the hashed vocabulary of tags and class words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class EncodedPage:
     features: np.ndarray
     """(sections, NUM_FEATURES) of float32."""
     hints: list[np.ndarray]
-    """For each section the bucket of each hint: tags, then class words."""
+    """For each section the place in the vocabulary of each hint that stands there: from tags, then from attributes."""
     num_tag_hints: list[int]
     """For each section how many of its hints come from tags."""
 
@@ -85,8 +82,8 @@ class EncodedPage:
         features[:, len(TEXT_FEATURES) :] = 0
         return replace(self, features=features, hints=[_NO_HINTS] * len(self), num_tag_hints=[0] * len(self))
 
-    def without_class_hints(self) -> "EncodedPage":
-        """Return the page as it would look if its elements had no class names."""
+    def without_attribute_hints(self) -> "EncodedPage":
+        """Return the page as it would look if its elements had no class names and its links no address."""
         return replace(self, hints=[ids[:count] for ids, count in zip(self.hints, self.num_tag_hints, strict=True)])
 
 
@@ -94,10 +91,10 @@ _NO_HINTS = np.zeros(0, dtype=np.int64)
 
 
 class TextEncoder:
-    """Encodes pages and articles with one tokenizer."""
+    """Encodes pages and articles with one tokenizer and one vocabulary of hints."""
 
-    def __init__(self, tokenizer: Tokenizer, encoding: Encoding) -> None:
-        """Take over the tokenizer: padding and truncation are done here."""
+    def __init__(self, tokenizer: Tokenizer, encoding: Encoding, hints: Sequence[str]) -> None:
+        """Take over the tokenizer: padding and truncation are done here. Hints not among `hints` say nothing."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -105,19 +102,21 @@ class TextEncoder:
         special = tokenizer.encode("").ids
         # [CLS] … [SEP] for BERT-like tokenizers; nothing around the text where the tokenizer adds nothing.
         self._before, self._after = special[: len(special) // 2], special[len(special) // 2 :]
-        self._hash_hints = lru_cache(maxsize=50_000)(self._hash)
+        vocabulary = {hint: index for index, hint in enumerate(hints)}
 
-    def _hash(self, hints: tuple[str, ...]) -> tuple[np.ndarray, int]:
-        # crc32 is the same on every machine and in every process, unlike hash().
-        ids = np.array([crc32(hint.encode()) % self.encoding.hint_buckets for hint in hints], dtype=np.int64)
-        return ids, sum(not hint.startswith(CLASS_HINTS) for hint in hints)
+        def look_up(hints: tuple[str, ...]) -> tuple[np.ndarray, int]:
+            known = [hint for hint in hints if hint in vocabulary]
+            ids = np.array([vocabulary[hint] for hint in known], dtype=np.int64)
+            return ids, sum(not hint.startswith(ATTRIBUTE_HINTS) for hint in known)
+
+        self._look_up = lru_cache(maxsize=50_000)(look_up)
 
     def encode_page(self, page: RawPage) -> EncodedPage:
         """Encode the sections of a page, each distinct text once."""
         texts = page.texts()
         index: dict[str, int] = {}
         distinct = np.array([index.setdefault(text, len(index)) for text in texts], dtype=np.int64)
-        hints = [self._hash_hints(section.hints) for section in page.sections]
+        hints = [self._look_up(section.hints) for section in page.sections]
         tokens: list[list[int]] = []
         remaining = iter(index)
         while batch := list(islice(remaining, 4_096)):  # a page of 100,000 sections must not be held as encodings
@@ -191,7 +190,7 @@ class PageBatch:
     features: torch.Tensor
     """(sections, NUM_FEATURES)."""
     hint_ids: torch.Tensor
-    """(hints,): buckets of all sections, one after the other."""
+    """(hints,): those of all sections, one after the other."""
     hint_offsets: torch.Tensor
     """(sections,): where each section's begin."""
     page_lengths: list[int]

@@ -29,7 +29,7 @@ class CopydeskConfig(PretrainedConfig):
         num_topics: int = 0,
         page_width: int = 256,
         page_layers: int = 2,
-        hint_buckets: int = 8_192,
+        num_hints: int = 1,
         hint_width: int = 64,
         window_sections: int = 1_024,
         window_overlap: int = 256,
@@ -43,7 +43,7 @@ class CopydeskConfig(PretrainedConfig):
             num_topics: logits of the topic head.
             page_width: width of the page encoder, a multiple of 64.
             page_layers: its depth; 0 judges each section by itself.
-            hint_buckets: size of the hashed vocabulary of tags and class words.
+            num_hints: size of the vocabulary of hints.
             hint_width: width of their embeddings.
             window_sections: sections that the page encoder reads at once.
             window_overlap: sections that neighbouring windows share.
@@ -54,7 +54,7 @@ class CopydeskConfig(PretrainedConfig):
         self.num_topics = num_topics
         self.page_width = page_width
         self.page_layers = page_layers
-        self.hint_buckets = hint_buckets
+        self.num_hints = num_hints
         self.hint_width = hint_width
         self.window_sections = window_sections
         self.window_overlap = window_overlap
@@ -125,7 +125,7 @@ class PageEncoder(nn.Module):
         self.size, self.overlap = config.window_sections, config.window_overlap
         self.section_projection = nn.Linear(width, config.page_width)
         self.feature_projection = nn.Linear(NUM_FEATURES, config.page_width)
-        self.hint_embedding = nn.EmbeddingBag(config.hint_buckets, config.hint_width, mode="sum")
+        self.hint_embedding = nn.EmbeddingBag(config.num_hints, config.hint_width, mode="sum")
         self.hint_projection = nn.Linear(config.hint_width, config.page_width)
         self.layers = nn.ModuleList(
             PageLayer(config.page_width, dropout=config.dropout) for _ in range(config.page_layers)

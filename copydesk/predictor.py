@@ -117,7 +117,7 @@ class Predictor:
         if native_bfloat16(self.device):
             torch.nn.Module.to(self.model.encoder, torch.bfloat16)  # the rest costs little and stays exact
         self.thresholds = saved.thresholds
-        self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding)
+        self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
         self._pad_id = self.model.encoder.config.pad_token_id or 0
         log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.model.encoder.dtype)
 

@@ -60,6 +60,8 @@ class Description(_Part):
     network: dict[str, Any]
     """Arguments of `CopydeskConfig`."""
     encoding: Encoding
+    hints: list[str]
+    """Order of the hint embeddings: what the elements around a section may say that the model understands."""
     classes: list[str]
     """Order of the section logits."""
     topics: list[TopicInfo]

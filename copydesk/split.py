@@ -9,13 +9,13 @@ text: the input), all white space removed. Sections partition them: nothing is d
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import webencodings
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from selectolax.lexbor import LexborHTMLParser
 
 from copydesk.page import PageError
 
@@ -315,8 +315,10 @@ def _tag_end(html: str, position: int) -> int:
     return len(html)
 
 
-CLASS_HINTS = ("own:", "class:")
-"""Prefixes of the hints that come from attributes: the element's own, its ancestors'. Tags stand before them."""
+ATTRIBUTE_HINTS = ("own:", "class:", "link:")
+"""Prefixes of the hints that come from attributes: of the elements right around the text, of those farther out, of its
+link. Hints from tags stand before them."""
+MAX_OUTER_HINTS, MAX_INLINE_HINTS = 24, 16
 
 
 class _Element:
@@ -331,31 +333,77 @@ class _Element:
         self.heading: bool = tag in HEADING_TAGS or (parent is not None and parent.heading)
         outer = parent.landmarks if parent else ()
         self.landmarks: tuple[str, ...] = (*outer, tag) if tag in LANDMARK_TAGS and tag not in outer else outer
-        self._hints: tuple[str, ...] | None = None
+        self._hints: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
-    def hints(self) -> tuple[str, ...]:
-        """Tags nearest first, landmarks, and class words: own ones apart from the ancestors'."""
+    def hints(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return words from tags (nearest first, then landmarks), and from attributes (own ones, then outer)."""
         if self._hints is None:
-            words = [f"{i}:{tag}" for i, tag in enumerate(reversed(self.path))]
-            words += [f"in:{tag}" for tag in self.landmarks]
-            words += [CLASS_HINTS[0] + word for word in self.classes]
+            tags = [f"{i}:{tag}" for i, tag in enumerate(reversed(self.path))]
+            tags += [f"in:{tag}" for tag in self.landmarks]
             element, outer = self.parent, list[str]()
             for _ in range(6):
-                if element is None or len(outer) >= 24:
+                if element is None or len(outer) >= MAX_OUTER_HINTS:
                     break
-                outer += [CLASS_HINTS[1] + word for word in element.classes]
+                outer += [ATTRIBUTE_HINTS[1] + word for word in element.classes]
                 element = element.parent
-            self._hints = tuple(dict.fromkeys(words + outer[:24]))
+            own = [ATTRIBUTE_HINTS[0] + word for word in self.classes]
+            self._hints = tuple(tags), tuple(dict.fromkeys(own + outer[:MAX_OUTER_HINTS]))
         return self._hints
 
 
+class _Inline(NamedTuple):
+    """The inline elements around a text."""
+
+    tags: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    link: tuple[str, ...] | None = None
+    """Words of the link that the text stands in."""
+
+
 _CLASS_WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
-_HINT_ATTRIBUTES = ("class", "id", "role", "itemprop", "data-testid", "data-component")
+_HINT_ATTRIBUTES = ("class", "id", "role", "itemprop", "data-testid", "data-component", "aria-label")
 
 
 @lru_cache(maxsize=20_000)
 def _class_words(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.lower() for word in _CLASS_WORD.findall(value[:400])))[:12]
+
+
+_ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//([^/?#\s]+)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
+_WORD = re.compile(r"[a-z]{3,}")
+_CANONICAL = re.compile(
+    r"<link\s[^>]{0,300}?rel=[\"']?canonical[^>]{0,300}?href=[\"']?https?://([^/\"'>\s]+)|"
+    r"<meta\s[^>]{0,300}?og:url[^>]{0,300}?content=[\"']?https?://([^/\"'>\s]+)",
+    re.IGNORECASE,
+)
+_LINKED_HOST = re.compile(r"<a\s[^>]{0,300}?href=[\"']?https?://([^/\"'>\s?#]+)", re.IGNORECASE)
+
+
+def _site_name(html: str) -> str:
+    """Return the longest part of the page's own host name, as it says itself, else of the host it links to most."""
+    found = _CANONICAL.search(html, 0, 200_000)
+    host = (found[1] or found[2]) if found else ""
+    if not host:
+        hosts = Counter(_LINKED_HOST.findall(html, 0, 500_000))
+        host = hosts.most_common(1)[0][0] if hosts else ""
+    return max(host.lower().split("."), key=len)
+
+
+def _link_words(address: str, rel: str, site_name: str) -> tuple[str, ...]:
+    """Return what a link says of the text in it: whether it leads away, where to, and under which terms."""
+    address = address.strip()[:300].lower()
+    words = [f"rel-{word}" for word in rel.lower().split()[:4]]
+    found = _ADDRESS.match(address)
+    if found:
+        host, path, query = found[1], found[2], found[3] or ""
+        if site_name not in host.split("."):
+            words.append("external")
+            words += _WORD.findall(host)[:4]
+    else:
+        path, _, query = address.partition("?")
+    words += _WORD.findall(path.strip("/").partition("/")[0])[:3]
+    words += [key for key, equals, _ in (part.partition("=") for part in query.split("&")[:6]) if equals]
+    return tuple(words)
 
 
 class _Writer:
@@ -366,15 +414,18 @@ class _Writer:
         self.texts: list[str] = []
         self._length = 0
         self._parts: list[str] = []
+        self._inlines: dict[_Inline, None] = {}
         self._linked = 0
         self._breaks = 0
 
-    def add(self, text: str, *, in_link: bool) -> None:
+    def add(self, text: str, inline: _Inline) -> None:
         self._parts.append(text)
-        if self._breaks and not text.isspace():
-            self._breaks = 0
-        if in_link:
-            self._linked += len(text.strip())
+        if text.isspace():
+            return
+        self._breaks = 0
+        self._inlines[inline] = None
+        if inline.link is not None:
+            self._linked += len("".join(text.split()))
 
     def break_line(self, element: _Element) -> None:
         self._parts.append("\n")
@@ -388,33 +439,51 @@ class _Writer:
             return
         text = " ".join("".join(self._parts).split())
         linked, self._linked = self._linked, 0
+        inlines, self._inlines = self._inlines, {}
         self._parts.clear()
         if not text:
             return
         offset = self._length + bool(self.texts)  # sections are joined by a line break
-        link_share = min(1.0, linked / len(text))
+        link_share = linked / (len(text) - text.count(" "))
+        hints = _hints(element, inlines, linked=link_share >= 0.5)
         for start, end in _pieces(text):
             self.sections.append(
-                RawSection(
-                    offset + start, offset + end, ">".join(element.path), element.hints(), link_share, element.heading
-                )
+                RawSection(offset + start, offset + end, ">".join(element.path), hints, link_share, element.heading)
             )
         self.texts.append(text)
         self._length = offset + len(text)
+
+
+def _hints(element: _Element, inlines: Iterable[_Inline], *, linked: bool) -> tuple[str, ...]:
+    tags, words = element.hints()
+    inline_tags: dict[str, None] = {}
+    inline_words: dict[str, None] = {}
+    for inline in inlines:
+        inline_tags.update(dict.fromkeys(f"with:{tag}" for tag in inline.tags))
+        inline_words.update(dict.fromkeys(ATTRIBUTE_HINTS[0] + word for word in inline.words))
+        if linked and inline.link:
+            inline_words.update(dict.fromkeys(ATTRIBUTE_HINTS[2] + word for word in inline.link))
+        if len(inline_words) > MAX_INLINE_HINTS:
+            break
+    return (*tags, *inline_tags, *words, *list(inline_words)[:MAX_INLINE_HINTS])
+
+
+_NO_INLINE = _Inline()
 
 
 def _split_html(html: str, limits: Limits) -> RawPage:
     _check_depth(html, limits.max_depth)
     body = LexborHTMLParser(html).body
     writer = _Writer()
-    # A node still to visit, with the block element and the link that it stands in.
-    stack = [(body.child, _Element("body", (), None), False)] if body is not None else []
+    site_name = _site_name(html)
+    # A node still to visit, with the block element and the inline elements that it stands in.
+    stack = [(body.child, _Element("body", (), None), _NO_INLINE)] if body is not None else []
     while stack:
-        node, element, in_link = stack.pop()
+        node, element, inline = stack.pop()
         while node is not None:
             tag = node.tag
             if tag == "-text":
-                writer.add(node.text_content or "", in_link=in_link)
+                writer.add(node.text_content or "", inline)
             elif tag == "br":
                 writer.break_line(element)
             elif tag is not None and tag not in SKIPPED_TAGS and tag[0].isalpha():  # not a comment or the like
@@ -422,10 +491,11 @@ def _split_html(html: str, limits: Limits) -> RawPage:
                 if is_block:
                     writer.finish_section(element)
                 if (child := node.child) is not None:
-                    stack.append((node.next, element, in_link))
+                    stack.append((node.next, element, inline))
                     if is_block:
-                        element = _Element(tag, _classes_of(node), element)
-                    in_link = in_link or tag == "a"
+                        element = _Element(tag, _classes_of(node.attributes), element)
+                    else:
+                        inline = _inside(inline, tag, node.attributes, site_name)
                     node = child
                     continue
             node = node.next
@@ -434,6 +504,13 @@ def _split_html(html: str, limits: Limits) -> RawPage:
     return RawPage("html", "\n".join(writer.texts), writer.sections)
 
 
-def _classes_of(node: LexborNode) -> tuple[str, ...]:
-    attributes = node.attributes
+def _inside(inline: _Inline, tag: str, attributes: dict[str, str | None], site_name: str) -> _Inline:
+    tags = inline.tags if tag == "span" or len(inline.tags) > 3 else (*inline.tags, tag)
+    link = inline.link
+    if tag == "a":
+        link = _link_words(attributes.get("href") or "", attributes.get("rel") or "", site_name)
+    return _Inline(tags, (*inline.words, *_classes_of(attributes))[:MAX_INLINE_HINTS], link)
+
+
+def _classes_of(attributes: dict[str, str | None]) -> tuple[str, ...]:
     return _class_words(" ".join(filter(None, map(attributes.get, _HINT_ATTRIBUTES)))) if attributes else ()

@@ -26,6 +26,7 @@ TOPICS = [
     TopicInfo(id="medtop:20000638", slug="diplomacy", name="international relations", parent="medtop:11000000"),
     TopicInfo(id="medtop:15000000", slug="sport", name="sport"),
 ]
+HINTS = "0:div 0:h1 0:li 0:p 1:article 1:body 1:div 1:ul in:article in:footer in:nav own:lead own:promo with:a".split()
 WORDS = (
     "the a of to in and minister said talks match goal subscribe cookies share sponsored by more read news today . ,"
 )
@@ -90,7 +91,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
         "fit": {
             "kind": "transformer",
             "encoder": str(tiny_encoder),
-            "encoding": {"max_article_tokens": 64, "hint_buckets": 256},
+            "encoding": {"max_article_tokens": 64},
             "network": {"page_width": 64, "page_layers": 1, "hint_width": 16},
             "epochs": 2,
             "tokens_per_batch": 8_000,
@@ -139,13 +140,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    encoding = Encoding(max_article_tokens=64, hint_buckets=64)
+    encoding = Encoding(max_article_tokens=64)
     config = CopydeskConfig(
         encoder=encoder.to_dict(),
         num_topics=len(TOPICS),
         page_width=64,
         page_layers=1,
-        hint_buckets=encoding.hint_buckets,
+        num_hints=len(HINTS),
         hint_width=8,
     )
     with torch.random.fork_rng(devices=[]):
@@ -162,10 +163,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "num_topics": len(TOPICS),
                 "page_width": config.page_width,
                 "page_layers": config.page_layers,
-                "hint_buckets": config.hint_buckets,
+                "num_hints": config.num_hints,
                 "hint_width": config.hint_width,
             },
             encoding=encoding,
+            hints=HINTS,
             classes=list(CLASSES),
             topics=TOPICS,
             thresholds=[0.9, 0.1, 0.9],

@@ -43,13 +43,14 @@ def rows_of(experiment: Experiment, split_name: str) -> list[dict[str, Any]]:
 
 
 def logits_of(saved: SavedModel, rows: list[dict[str, Any]]) -> np.ndarray:
-    encoder = TextEncoder(saved.tokenizer, saved.description.encoding)
+    encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
     with torch.inference_mode():
         return saved.model.section_logits(collate_pages([encoder.encode_page(resplit(row)) for row in rows])).numpy()
 
 
 def network_of(experiment: Experiment) -> torch.nn.Module:
-    return Fitting(experiment.fit, Path(experiment.fit.encoder), read_topics(experiment.prepare.topics)).new_model()
+    topics = read_topics(experiment.prepare.topics)
+    return Fitting(experiment.fit, Path(experiment.fit.encoder), topics, num_hints=8).new_model()
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "heads"])
@@ -235,7 +236,7 @@ def test_training_lowers_the_loss_on_what_was_trained_on():
     ("name", "weights"), [("none", [1, 1, 1]), ("sqrt_inverse", [1, 2, 10]), ("inverse", [1, 4, 100])]
 )
 def test_rare_classes_weigh_by_the_power_asked_for(name, weights):
-    fitting = Fitting(tiny(f"fit.class_weights={name}").fit, Path(), read_topics(tiny().prepare.topics))
+    fitting = Fitting(tiny(f"fit.class_weights={name}").fit, Path(), read_topics(tiny().prepare.topics), num_hints=8)
 
     assert fitting.class_weights(np.array([100, 25, 1])).tolist() == weights
     assert torch.isfinite(fitting.class_weights(np.array([100, 0, 1]))).all()
@@ -255,7 +256,8 @@ def test_topics_that_are_undecided_add_no_loss():
 
 def test_the_optimizer_decays_matrices_only_and_knows_two_rates():
     experiment = tiny("fit.learning_rate=1e-3", "fit.head_learning_rate=1e-2", "fit.weight_decay=0.1")
-    fitting = Fitting(experiment.fit, Path(experiment.fit.encoder), read_topics(experiment.prepare.topics))
+    topics = read_topics(experiment.prepare.topics)
+    fitting = Fitting(experiment.fit, Path(experiment.fit.encoder), topics, num_hints=8)
     model = fitting.new_model()
     groups = fitting.optimizer(model).param_groups
 

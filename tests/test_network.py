@@ -22,7 +22,7 @@ ENCODER = BertConfig(
 
 
 def make_model(**shape) -> CopydeskModel:
-    settings = {"page_width": 64, "page_layers": 1, "hint_buckets": 16, "hint_width": 8, "num_topics": 3}
+    settings = {"page_width": 64, "page_layers": 1, "num_hints": 16, "hint_width": 8, "num_topics": 3}
     config = CopydeskConfig(encoder=ENCODER.to_dict(), **settings | shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

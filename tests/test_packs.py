@@ -12,7 +12,18 @@ from copydesk.encode import NUM_FEATURES, TEXT_FEATURES, EncodedPage, Encoding, 
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.split import split
 from train.config import TransformerFit
-from train.packs import Pack, Packs, TrainingArticle, TrainingPage, encode_rows, gold_article, load_rows, pack, resplit
+from train.packs import (
+    Pack,
+    Packs,
+    TrainingArticle,
+    TrainingPage,
+    choose_hints,
+    encode_rows,
+    gold_article,
+    load_rows,
+    pack,
+    resplit,
+)
 
 BODY, BOILERPLATE = CLASSES.index("body"), CLASSES.index("boilerplate")
 NUM_TOPICS = 2
@@ -149,7 +160,7 @@ def test_hints_are_dropped_for_about_the_share_asked_for():
         articles=[],
         tokens_per_batch=1_000_000,
         hint_dropout=0.3,
-        class_hint_dropout=0.2,
+        attribute_hint_dropout=0.2,
     )
 
     for epoch in range(2):
@@ -159,7 +170,7 @@ def test_hints_are_dropped_for_about_the_share_asked_for():
         assert (counts == 2).float().mean() == pytest.approx(0.2, abs=0.05)
         as_text = batch.features[:, len(TEXT_FEATURES) :].sum(dim=1) == 0
         assert torch.equal(as_text, counts == 0)
-    assert make_packs(pages=packs.pages, articles=[], hint_dropout=0, class_hint_dropout=0)[0].pages.hint_ids.any()
+    assert make_packs(pages=packs.pages, articles=[], hint_dropout=0, attribute_hint_dropout=0)[0].pages.hint_ids.any()
 
 
 def test_which_hints_are_dropped_changes_from_epoch_to_epoch_but_not_from_run_to_run():
@@ -233,7 +244,7 @@ def page_row(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def encoder(tiny_encoder) -> TextEncoder:
-    return TextEncoder(Tokenizer.from_file(str(tiny_encoder / "tokenizer.json")), Encoding(max_article_tokens=64))
+    return TextEncoder(Tokenizer.from_file(str(tiny_encoder / "tokenizer.json")), Encoding(max_article_tokens=64), [])
 
 
 def test_a_page_whose_topics_are_known_teaches_them_as_an_article(encoder):
@@ -279,3 +290,13 @@ def test_a_page_that_is_split_otherwise_than_when_it_was_prepared_is_refused():
 def test_rows_of_a_stage_that_has_not_run_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run `python -m train\.prepare`"):
         load_rows(tmp_path, "pages", "train")
+
+
+def test_hints_are_what_enough_sites_use():
+    rows = [
+        page_row(site=f"{name}.com", content=f"<p class='lead {name}'>a</p>", classes=[BOILERPLATE]) for name in "abc"
+    ]
+    rows += [page_row(site="a.com", content="<div class=box>a</div>", classes=[BOILERPLATE])] * 3
+
+    assert choose_hints(rows, min_sites=3) == ["0:p", "1:body", "own:lead"]
+    assert set(choose_hints(rows, min_sites=1)) >= {"0:div", "own:box"}

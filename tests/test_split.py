@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
 from copydesk.page import PageError
-from copydesk.split import Limits, decode_bytes, detect_kind, split
+from copydesk.split import MAX_OUTER_HINTS, Limits, decode_bytes, detect_kind, split
 
 GENERATED = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -210,14 +210,14 @@ def test_a_page_without_characters_has_no_sections(source):
     [
         ("<p>to be</p>", 0.0),
         ("<p><a>to be</a></p>", 1.0),
-        ("<p>to <a>be</a></p>", 0.4),
-        ("<p>to <a><b>b</b>e</a></p>", 0.4),
-        ("<p>to <a>b<a>e</a></a></p>", 0.4),
+        ("<p>to <a>be</a></p>", 0.5),
+        ("<p>to <a><b>b</b>e</a></p>", 0.5),
+        ("<p>to <a>b<a>e</a></a></p>", 0.5),
         ("<a><div>to be</div></a>", 1.0),
         ("<a>to<b>b<a>e</a></b></a>", 1.0),
     ],
 )
-def test_the_link_share_counts_each_linked_character_once(source, share):
+def test_the_link_share_counts_each_linked_character_once_and_no_white_space(source, share):
     assert [section.link_share for section in split(source, kind="html").sections] == [share]
 
 
@@ -257,7 +257,49 @@ def test_hints_are_few_however_many_classes_there_are():
     names = " ".join(f"{a}{b}" for a in "abcdefgh" for b in "qrstuvwx")
     (section,) = split(f"<div class='{names}'>" * 30 + "a", kind="html").sections
 
-    assert len(section.hints) <= 3 + 1 + 12 + 24
+    assert len(section.hints) <= 3 + 1 + 12 + MAX_OUTER_HINTS
+
+
+def test_inline_elements_around_a_text_add_their_tags_and_class_words():
+    (section,) = split("<p><span class='badge--premium'><b>Plus</b></span> a</p>", kind="html").sections
+
+    assert section.hints == ("0:p", "1:body", "with:b", "own:badge", "own:premium")
+
+
+def link_hints(page: str) -> list[list[str]]:
+    sections = split(page, kind="html").sections
+    return [[hint for hint in section.hints if hint.startswith("link:")] for section in sections]
+
+
+@pytest.mark.parametrize(
+    ("link", "hints"),
+    [
+        ("href='/plus/offer?utm_source=menu&x'", ["plus", "utm_source"]),
+        ("href='https://www.harbour.test/jobs'", ["jobs"]),
+        ("href='//shop.harbour.test/'", []),
+        (
+            "href='https://ads.barnacle.test/c/1' rel='sponsored noopener'",
+            "rel-sponsored rel-noopener external ads barnacle test".split(),
+        ),
+        ("href='mailto:a@harbour.test'", ["mailto", "harbour", "test"]),
+        ("href", []),
+        ("href='https://[::1'", ["external"]),
+    ],
+)
+def test_a_linked_section_says_where_its_link_leads(link, hints):
+    page = f"<link rel=canonical href='https://www.harbour.test/a'><p><a {link}>to be</a> or</p>"
+
+    assert link_hints(page) == [["link:" + hint for hint in hints]]
+
+
+def test_a_link_in_running_text_says_nothing_of_the_section():
+    assert link_hints("<p>To be or not to <a href='https://barnacle.test'>be</a></p>") == [[]]
+
+
+def test_without_an_address_of_its_own_a_page_belongs_to_the_site_that_it_links_to_most():
+    page = "<p><a href='http://harbour.test/a'>a</a></p>" * 2 + "<p><a href='http://barnacle.test'>a</a></p>"
+
+    assert ["external" in " ".join(hints) for hints in link_hints(page)] == [False, False, True]
 
 
 def test_plain_text_has_neither_tags_nor_hints():

@@ -23,7 +23,7 @@ from copydesk.encoder import sha256_of
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.page import ModelInfo, Page
 from copydesk.predictor import Document
-from copydesk.split import CLASS_HINTS, RawPage, split
+from copydesk.split import ATTRIBUTE_HINTS, RawPage, split
 from train.config import BaselineFit, Experiment
 from train.metrics import label_confusion, labels_of, macro_f1
 from train.packs import gold_article, load_rows, resplit
@@ -75,7 +75,7 @@ class Baseline:
 def tags_of(pages: Sequence[RawPage]) -> list[str]:
     """Return the tag hints of each section as one string."""
     return [
-        " ".join(hint for hint in section.hints if not hint.startswith(CLASS_HINTS))
+        " ".join(hint for hint in section.hints if not hint.startswith(ATTRIBUTE_HINTS))
         for page in pages
         for section in page.sections
     ]

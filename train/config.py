@@ -45,6 +45,21 @@ class PageSource(Part):
     """Folder in which each annotation's page is looked for, as `PAGE`, `.html`, `.html.gz`, `.txt`, or its `file`."""
 
 
+class NewsroomSource(Part):
+    """Pages composed from the newsroom corpus, as `data/newsroom/README.md` describes it."""
+
+    name: str
+    """Name in reports and slices."""
+    newsroom: Path
+    """Folder of the corpus."""
+    num_pages: PositiveInt
+    """Pages to compose; each site and each of its articles in turn."""
+    only_train: bool = False
+    """All pages train. Else they are split by groups of sites, each with families of paywall and sponsored text of its
+    own."""
+    seed: int = 0
+
+
 class ArticleSource(Part):
     """Topic-labelled articles: JSON lines, Parquet or a hub data set."""
 
@@ -85,7 +100,7 @@ class Prepare(Part):
 
     topics: Path
     """The topic list."""
-    pages: list[PageSource]
+    pages: list[PageSource | NewsroomSource]
     articles: list[ArticleSource] = []
     site_aliases: dict[str, str] = {}
     """Sites of one publisher that must not be parted: alias → site."""
@@ -129,6 +144,9 @@ class TransformerFit(Part):
     frozen_layers: NonNegativeInt = 0
     """The encoder's lowest layers that do not learn: cheaper to train and to store."""
     encoding: Encoding = Encoding()
+    min_hint_sites: PositiveInt = 3
+    """Tags, class words and link words are hints if at least so many training sites use them: those of one site teach
+    nothing of others."""
     network: Network = Network()
     warm_up_epochs: NonNegativeInt = 0
     """Epochs in which the page encoder and the heads learn alone, on fixed vectors of the pretrained encoder, before
@@ -153,8 +171,8 @@ class TransformerFit(Part):
     """Weight of the topic loss beside the section loss."""
     hint_dropout: float = Field(default=0.3, ge=0, le=1)
     """Share of training pages that are read as if they were plain text."""
-    class_hint_dropout: float = Field(default=0.2, ge=0, le=1)
-    """Share of training pages of which only the tags are hinted, not the class names."""
+    attribute_hint_dropout: float = Field(default=0.2, ge=0, le=1)
+    """Share of training pages of which only the tags are hinted, neither class names nor links."""
     patience: PositiveInt = 2
     """Epochs without a better validation score after which training ends."""
     out_of_fold_epochs: NonNegativeInt = 0

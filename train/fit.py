@@ -24,7 +24,7 @@ from copydesk.network import CopydeskModel
 from copydesk.predictor import tune_malloc
 from train import baseline, tracking
 from train.config import BaselineFit, Experiment, TransformerFit, experiment_from_arguments
-from train.packs import encode_rows, load_rows
+from train.packs import choose_hints, encode_rows, load_rows
 from train.sources.articles import read_topics
 from train.trainer import SCORE, Fitting, Rows, network_arguments, trained_tensors
 
@@ -58,19 +58,14 @@ def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: trac
     tune_malloc()
     topics = read_topics(experiment.prepare.topics)
     folder = encoder_folder(settings.encoder)
-    encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding)
+    pages = {split: load_rows(experiment.prepared, "pages", split) for split in ("train", "validation")}
+    hints = choose_hints(pages["train"], min_sites=settings.min_hint_sites)
+    encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding, hints)
     train, validation = (
-        Rows(
-            *encode_rows(
-                load_rows(experiment.prepared, "pages", split),
-                load_rows(experiment.prepared, "articles", split),
-                encoder=encoder,
-                topics=topics,
-            )
-        )
-        for split in ("train", "validation")
+        Rows(*encode_rows(rows, load_rows(experiment.prepared, "articles", split), encoder=encoder, topics=topics))
+        for split, rows in pages.items()
     )
-    fitting = Fitting(settings, folder, topics)
+    fitting = Fitting(settings, folder, topics, num_hints=len(hints))
     trainer = fitting.run(
         train, validation, epochs=settings.epochs, output=experiment.fitted, callbacks=[tracking.trainer_callback(run)]
     )
@@ -90,6 +85,7 @@ def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: trac
         "encoder": settings.encoder,
         "encoder_sha256": sha256_of(folder / "model.safetensors"),
         "network": network_arguments(model),
+        "hints": hints,
         "lora_scale": 1.0 if settings.tuning == "lora" else None,
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,

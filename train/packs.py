@@ -3,6 +3,7 @@
 Knows Parquet columns, targets and packing; knows nothing of the network or the loss.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -103,6 +104,16 @@ def gold_article(raw: RawPage, classes: Sequence[int]) -> str:
         text for wanted in (_HEADLINE, _BODY) for text, label in zip(texts, classes, strict=True) if label == wanted
     ]
     return "\n".join(parts)
+
+
+def choose_hints(pages: Iterable[dict[str, Any]], *, min_sites: int) -> list[str]:
+    """Return the hints on the pages of at least `min_sites` sites, in alphabetical order."""
+    sites: dict[str, set[str]] = defaultdict(set)
+    for row in pages:
+        for section in resplit(row).sections:
+            for hint in section.hints:
+                sites[hint].add(row["site"])
+    return sorted(hint for hint, found in sites.items() if len(found) >= min_sites)
 
 
 def encode_rows(
@@ -230,8 +241,8 @@ class Packs(torch.utils.data.Dataset[Pack]):
         draw = np.random.default_rng([self.settings.seed, epoch, index]).random()
         if draw < self.settings.hint_dropout:
             encoded = page.encoded.without_hints()
-        elif draw < self.settings.hint_dropout + self.settings.class_hint_dropout:
-            encoded = page.encoded.without_class_hints()
+        elif draw < self.settings.hint_dropout + self.settings.attribute_hint_dropout:
+            encoded = page.encoded.without_attribute_hints()
         else:
             return page
         return replace(page, encoded=encoded)

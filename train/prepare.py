@@ -21,8 +21,9 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from copydesk.labels import CLASSES, TopicList
-from train.config import Experiment, Prepare, experiment_from_arguments
+from train.config import Experiment, PageSource, Prepare, experiment_from_arguments
 from train.sources.articles import LabelledArticle, read_articles, read_topics
+from train.sources.newsroom import compose_pages
 from train.sources.pages import AnnotatedPage, BadRow, read_pages
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,16 @@ class Row:
     def id(self) -> str:
         """Name of the page or id of the article."""
         return self.item.annotation.page if isinstance(self.item, AnnotatedPage) else self.item.id
+
+    @property
+    def group(self) -> str:
+        """What no split parts: the site, or more."""
+        return (isinstance(self.item, AnnotatedPage) and self.item.group) or self.site
+
+    @property
+    def work(self) -> str:
+        """What tells compositions of one article from duplicates."""
+        return (isinstance(self.item, AnnotatedPage) and self.item.work) or self.id
 
     @property
     def weak(self) -> bool:
@@ -104,7 +115,8 @@ def _read(settings: Prepare, topics: TopicList) -> tuple[list[Row], list[BadRow]
     rows: list[Row] = []
     bad: list[BadRow] = []
     for page_source in settings.pages:
-        for page in read_pages(page_source, topics):
+        read = read_pages if isinstance(page_source, PageSource) else compose_pages
+        for page in read(page_source, topics):
             if isinstance(page, BadRow):
                 bad.append(page)
             else:
@@ -168,6 +180,7 @@ def drop_duplicates(rows: Sequence[Row], *, similarity: float) -> tuple[list[Row
     kept = []
     for i in order:
         others, add = index.find(rows[i].text)
+        others = [other for other in others if rows[other].work != rows[i].work]
         if others:
             duplicates.append((rows[i].id, rows[others[0]].id))
         else:
@@ -178,27 +191,33 @@ def drop_duplicates(rows: Sequence[Row], *, similarity: float) -> tuple[list[Row
 
 def assign_splits(rows: Sequence[Row], *, settings: Prepare) -> None:
     """Give each site a split and a fold, stratified by source, language and paywall text; deterministic by seed."""
-    sites: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        sites[row.site].append(row)
+        groups[row.group].append(row)
     strata: dict[tuple, list[str]] = defaultdict(list)
-    for site, members in sites.items():
-        if len(members) <= settings.large_site_rows:
-            strata[_stratum(members)].append(site)
+    for group, members in groups.items():
+        if not _always_trains(members, settings=settings):
+            strata[_stratum(members)].append(group)
     # Parts are test, then the folds; fold 0 is validation.
     share = (1 - settings.test_fraction) / settings.num_folds
     target = np.array([settings.test_fraction, *[share] * settings.num_folds])
     for stratum in sorted(strata):
-        sizes = {site: _size(sites[site]) for site in strata[stratum]}
+        sizes = {group: _size(groups[group]) for group in strata[stratum]}
         # The largest first, then by a hash of the name: a site more or less moves few others.
-        names = sorted(sizes, key=lambda site: (-sizes[site], _shuffled(site, settings.seed)))
+        names = sorted(sizes, key=lambda group: (-sizes[group], _shuffled(group, settings.seed)))
         filled = np.zeros(len(target))
-        for site in names:
-            part = int(np.argmax(target * (filled.sum() + sizes[site]) - filled))
-            filled[part] += sizes[site]
-            for row in sites[site]:
+        for group in names:
+            part = int(np.argmax(target * (filled.sum() + sizes[group]) - filled))
+            filled[part] += sizes[group]
+            for row in groups[group]:
                 row.split = ("test", "validation")[part] if part < 2 else "train"
                 row.fold = part - 1 if part else ALWAYS_TRAIN
+
+
+def _always_trains(members: Sequence[Row], *, settings: Prepare) -> bool:
+    pages = [row.item for row in members if isinstance(row.item, AnnotatedPage)]
+    composed = any(page.work for page in pages)
+    return any(page.only_train for page in pages) or (len(members) > settings.large_site_rows and not composed)
 
 
 def _size(members: Sequence[Row]) -> int:
@@ -228,8 +247,10 @@ def find_leaks(rows: Sequence[Row], *, similarity: float) -> list[str]:
     leaks = []
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        splits[row.site].add(row.split)
-    leaks += [f"site {site} is in {' and '.join(sorted(found))}" for site, found in splits.items() if len(found) > 1]
+        splits[f"site {row.site}"].add(row.split)
+        if row.group != row.site:
+            splits[f"group {row.group}"].add(row.split)
+    leaks += [f"{name} is in {' and '.join(sorted(found))}" for name, found in splits.items() if len(found) > 1]
     index = _NearDuplicates(similarity=similarity, seed=2)
     for i, row in enumerate(rows):
         others, add = index.find(row.text)

@@ -213,6 +213,7 @@ def _write_folder(
         description=Description(
             network=summary["network"],
             encoding=settings.encoding,
+            hints=summary["hints"],
             classes=list(CLASSES),
             topics=list(topics.topics),
             thresholds=calibration.thresholds.tolist(),

@@ -61,8 +61,8 @@ class Rows:
 class Fitting:
     """All that the runs of one experiment share."""
 
-    def __init__(self, settings: TransformerFit, encoder: Path, topics: TopicList) -> None:
-        self.settings, self.encoder, self.topics = settings, encoder, topics
+    def __init__(self, settings: TransformerFit, encoder: Path, topics: TopicList, *, num_hints: int) -> None:
+        self.settings, self.encoder, self.topics, self.num_hints = settings, encoder, topics, num_hints
         self.device = choose_device(settings.device)
         self.bfloat16 = settings.precision == "bfloat16" or (
             settings.precision == "auto" and native_bfloat16(self.device)
@@ -80,7 +80,7 @@ class Fitting:
         config = CopydeskConfig(
             encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},
             num_topics=len(self.topics),
-            hint_buckets=settings.encoding.hint_buckets,
+            num_hints=max(1, self.num_hints),
             **settings.network.model_dump(),
         )
         model = CopydeskModel(config, encoder=encoder)
@@ -432,7 +432,7 @@ def _label_scores(confusion: np.ndarray) -> dict[str, float]:
 def network_arguments(model: CopydeskModel) -> dict[str, Any]:
     """Return the arguments from which `CopydeskConfig` makes the config of this network again."""
     names = (
-        "num_topics page_width page_layers hint_buckets hint_width window_sections window_overlap dropout encoder"
+        "num_topics page_width page_layers num_hints hint_width window_sections window_overlap dropout encoder"
     ).split()
     return {name: getattr(model.config, name) for name in names}
 

@@ -62,6 +62,11 @@ class AnnotatedPage:
     raw: RawPage
     classes: list[int]
     """Index in `CLASSES` of each section."""
+    group: str = ""
+    """What a split keeps together, where that is more than the site."""
+    work: str = ""
+    """The article that a composed page shows: others may show it too."""
+    only_train: bool = False
 
     def article(self) -> tuple[str, str]:
         """Return headline and body as annotated."""

@@ -1,0 +1,234 @@
+"""Composed pages: labels exact, the same from a seed, families and sites never on two sides of a split."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from copydesk.labels import CLASSES
+from copydesk.split import split
+from train.config import NewsroomSource, load_experiment
+from train.prepare import Row, assign_splits, drop_duplicates, find_leaks
+from train.sources.articles import read_topics
+from train.sources.newsroom import NUM_GROUPS, Newsroom, NewsroomError, blocks_of, compose_pages, spans_of
+
+ROOT = Path(__file__).parent.parent
+TOPICS = read_topics(ROOT / "data" / "topics.yaml")
+CORPUS = ROOT / "data" / "newsroom"
+
+SITE = """{#
+name: The Gullwick Post
+domain: gullwickpost.test
+city: Gullwick
+paywall: meter
+#}
+<html><body><nav><a href="/">Home</a> <a href="/join">Subscribe</a></nav>
+{% macro show(piece) %}<div class="x" data-label="{{ piece.label }}">{% for line in piece.lines %}<p
+>{{ line.text }}</p>{% endfor %}</div>{% endmacro %}
+{% for place in ["top", "above", "cut", "after", "side", "bottom"] %}
+{% for piece in at(place) %}{{ show(piece) }}{% endfor %}{% endfor %}
+<h1 data-label="headline">{{ article.headline }}</h1>
+{% for block in article.blocks %}<p data-label="body">{{ block.html }}</p>
+{% for piece in at("inline") %}{{ show(piece) }}{% endfor %}{% endfor %}
+<p data-label="paywall">Our own offer</p><p data-label="sponsored">Our own sponsor</p>
+{% for teaser in teasers(2) %}<p>{{ teaser.headline }}</p>{% endfor %}
+{% for comment in comments(1) %}<p>{{ comment.text }}</p>{% endfor %}
+</body></html>
+"""
+ARTICLE = """---
+headline: Talks & tides
+form: wire report
+topics: [international_relations]
+author: Runa Halvorsen
+date: 2026-02-18
+---
+First *paragraph* of the report.
+
+Second paragraph, <b>not</b> bold.
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """Write a corpus of two sites, one article each, and six families of each kind."""
+    for name in ("gullwick", "harwick"):
+        (tmp_path / "articles" / name).mkdir(parents=True)
+        (tmp_path / "articles" / name / "talks.md").write_text(ARTICLE)
+        (tmp_path / "sites").mkdir(exist_ok=True)
+        (tmp_path / "sites" / f"{name}.html").write_text(SITE.replace("gullwickpost", f"{name}post"))
+    for label in ("paywall", "sponsored", "boilerplate"):
+        (tmp_path / label).mkdir()
+        for i in range(NUM_GROUPS):
+            piece = f"- |\n  # {label} {i} of [[paper]]\n  > Go\n"
+            places = "[top, above, inline, cut, after, side, bottom]"
+            (tmp_path / label / f"{label}-{i}.yaml").write_text(f"places: {places}\npieces:\n{piece}")
+    for name, text in (("comments", "A comment"), ("teasers", "# A teaser")):
+        (tmp_path / "boilerplate" / f"{name}.yaml").write_text(f"places: []\npieces:\n- '{text}'\n")
+    return tmp_path
+
+
+def composed(folder: Path, count: int = 40, **settings) -> list:
+    source = NewsroomSource(name="newsroom", newsroom=folder, num_pages=count, **settings)
+    return list(compose_pages(source, TOPICS))
+
+
+def test_each_section_bears_the_label_that_its_template_or_its_piece_gives_it(corpus):
+    expected = {
+        "Talks & tides": "headline",
+        "First paragraph of the report.": "body",
+        "Second paragraph, <b>not</b> bold.": "body",
+        "Our own offer": "paywall",
+        "Our own sponsor": "sponsored",
+        "Home Subscribe": "boilerplate",
+        "A comment": "boilerplate",
+    }
+    found: dict[str, set[str]] = {}
+    for page in composed(corpus):
+        for text, label in zip(page.raw.texts(), page.classes, strict=True):
+            found.setdefault(text, set()).add(str(CLASSES[label]))
+
+    assert {text: found[text] for text in expected} == {text: {label} for text, label in expected.items()}
+    pieces = {text: labels for text, labels in found.items() if " of The Gullwick Post" in text}
+    assert len(pieces) == 10  # all families of boilerplate, two of six of the others
+    assert all(labels == {text.split()[0]} for text, labels in pieces.items())
+
+
+def test_a_page_without_paywall_or_advertising_has_nothing_of_its_template_either(corpus):
+    kinds = Counter(
+        tuple(sorted({str(CLASSES[label]) for label in page.classes} & {"paywall", "sponsored"}))
+        for page in composed(corpus, 200)
+    )
+
+    assert set(kinds) == {(), ("paywall",), ("sponsored",), ("paywall", "sponsored")}
+    assert 70 < kinds["paywall",] + kinds["paywall", "sponsored"] < 130
+    assert 66 < kinds["sponsored",] + kinds["paywall", "sponsored"] < 126
+
+
+def test_the_same_seed_composes_the_same_pages_and_another_one_others(corpus):
+    first, again, other = ([page.content for page in composed(corpus, 12, seed=seed)] for seed in (1, 1, 2))
+
+    assert first == again
+    assert first != other
+
+
+def test_the_label_attributes_are_taken_out(corpus):
+    assert not any("data-label" in page.content for page in composed(corpus))
+
+
+def test_each_group_of_sites_has_families_of_its_own(corpus):
+    families: dict[str, set[str]] = {}
+    for page in composed(corpus, 100):
+        texts = [text for text in page.raw.texts() if text.startswith(("paywall", "sponsored"))]
+        families.setdefault(page.group, set()).update(texts)
+
+    assert len(families) == 2
+    assert not set.intersection(*families.values())
+
+
+def test_pages_that_only_train_draw_from_all_families(corpus):
+    pages = composed(corpus, 100, only_train=True)
+    texts = {text for page in pages for text in page.raw.texts() if text.startswith("paywall")}
+
+    assert len(texts) == NUM_GROUPS
+    assert all(page.only_train and not page.group for page in pages)
+
+
+def rows_of(pages: list) -> list[Row]:
+    return [Row(page, page.annotation.site, "\n".join(page.article())) for page in pages]
+
+
+def test_compositions_of_one_article_are_no_duplicates_of_each_other(corpus):
+    (corpus / "articles" / "harwick" / "talks.md").write_text(
+        ARTICLE.replace("First", "Other").replace("Talks", "Rows")
+    )
+    rows = rows_of(composed(corpus, 8))
+
+    assert len(drop_duplicates(rows, similarity=0.8)[0]) == 8
+
+
+def test_the_article_of_another_site_is_a_duplicate(corpus):
+    for site in (corpus / "sites").iterdir():
+        site.write_text(site.read_text().replace("paywall: meter", "paywall: none"))  # nothing is cut off
+    kept, duplicates = drop_duplicates(rows_of(composed(corpus, 8)), similarity=0.8)
+
+    assert len({row.site for row in kept}) == 1
+    assert duplicates
+
+
+def test_the_shipped_corpus_splits_without_a_leak_and_every_split_holds_paywalls_and_advertising():
+    settings = load_experiment(ROOT / "configs" / "pages.yaml").prepare
+    rows = rows_of(composed(CORPUS, 100))
+    assign_splits(rows, settings=settings)
+
+    assert find_leaks(rows, similarity=0.8) == []
+    for name in ("train", "validation", "test"):
+        found = {str(CLASSES[label]) for row in rows if row.split == name for label in row.item.classes}
+        assert found == set(map(str, CLASSES))
+
+
+def test_the_shipped_corpus_keeps_its_promises():
+    newsroom = Newsroom(CORPUS, TOPICS)
+    pieces = Counter(family.label for family in newsroom.families for _ in family.pieces)
+    families = Counter(family.label for family in newsroom.families)
+    articles = [article for site in newsroom.sites for article in site.articles]
+    topics = Counter(topic for article in articles for topic in TOPICS.with_parents(article.topics))
+
+    assert len(newsroom.sites) >= 20
+    assert len(articles) >= 200
+    assert pieces["paywall"] >= 300
+    assert families["paywall"] >= 40
+    assert pieces["sponsored"] >= 300
+    assert pieces["boilerplate"] >= 600
+    assert min(topics[topic.id] for topic in TOPICS.topics) >= 8
+    assert all(150 <= len(article.markdown.split()) <= 950 for article in articles)
+
+
+def test_every_template_shows_the_whole_article():
+    for page in composed(CORPUS, 50):
+        labels = {str(CLASSES[label]) for label in page.classes}
+        assert labels >= {"headline", "body", "boilerplate"}, page.annotation.page
+        assert 90 <= len(page.classes) <= 500, page.annotation.page
+
+
+def test_blocks_of_markdown():
+    blocks = blocks_of("a *b*\n\n## c\n\n- d\n- e\n\n1. f\n\n> g\n\n| h | i |\n|---|---|\n| j | k |\n")
+
+    assert [block.kind for block in blocks] == ["p", "h2", "ul", "ul", "quote", "table"]
+    assert [str(blocks[i].html) for i in (0, 1, 4)] == ["a <em>b</em>", "c", "g"]
+    assert blocks[2].items == ["d", "e"]
+    assert blocks[5].rows == [["h", "i"], ["j", "k"]]
+
+
+def test_spans_cover_the_characters_that_the_splitter_sees():
+    html = "<body>a<p data-label='body'>b c<script>x</script><b data-label='paywall'>d</b></p> e</body>"
+
+    assert spans_of(html) == [(0, 1, "boilerplate"), (1, 3, "body"), (3, 4, "paywall"), (4, 5, "boilerplate")]
+    assert sum(len(text.replace(" ", "")) for text in split(html, kind="html").texts()) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("sites/gullwick.html", "<html></html>", "sites/gullwick.html"),
+        ("sites/gullwick.html", SITE.replace("meter", "toll"), "paywall"),
+        ("sites/gullwick.html", SITE.replace("{% endmacro %}", ""), "gullwick.html"),
+        ("sites/gullwick.html", SITE.replace("article.headline", "article.title"), "gullwick.html, article talks"),
+        ("sites/gullwick.html", SITE.replace('"headline"', '"heading"'), "data-label is 'heading'"),
+        ("articles/gullwick/talks.md", "no front matter", "talks.md"),
+        ("articles/gullwick/talks.md", ARTICLE.replace("international_relations", "gossip"), "unknown topics"),
+        ("articles/gullwick/talks.md", ARTICLE.replace("headline", "title"), "headline"),
+        ("paywall/paywall-0.yaml", "pieces: [a]", "paywall-0.yaml: expected `places` and `pieces`"),
+        ("paywall/paywall-0.yaml", "places: [under]\npieces: [a]", "unknown places"),
+        ("paywall/paywall-0.yaml", "places: [top]\npieces: ['']", "piece 0 is empty"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(corpus, file, content, message):
+    (corpus / file).write_text(content)
+
+    with pytest.raises(NewsroomError, match=message):
+        composed(corpus, 4)
+
+
+def test_a_corpus_without_sites_is_refused(tmp_path):
+    with pytest.raises(NewsroomError, match="no site"):
+        composed(tmp_path)
