@@ -6,7 +6,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from train.config import BaselineFit, ConfigError, TransformerFit, experiment_from_arguments, load_experiment
+from train.config import (
+    BaselineFit,
+    ConfigError,
+    NewsroomSource,
+    TransformerFit,
+    experiment_from_arguments,
+    load_experiment,
+)
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -59,7 +66,8 @@ def test_what_a_shipped_config_reads_of_the_checkout_is_there(path):
     settings = load_experiment(path).prepare
 
     assert (ROOT / settings.topics).is_file()
-    assert [source.annotations for source in settings.pages if not (ROOT / source.annotations).is_file()] == []
+    paths = [source.newsroom if isinstance(source, NewsroomSource) else source.annotations for source in settings.pages]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -21,9 +21,10 @@ import datasets
 from copydesk.labels import CLASSES, TopicList
 from copydesk.page import PageError
 from copydesk.split import RawSection, split
-from train.config import ArticleSource, ConfigError, PageSource, load_experiment
+from train.config import ArticleSource, ConfigError, NewsroomSource, PageSource, load_experiment
+from train.sources import annotated_pages
 from train.sources.articles import LabelledArticle, read_articles, read_topics
-from train.sources.pages import AnnotatedPage, BadRow, read_pages
+from train.sources.pages import AnnotatedPage, BadRow
 
 
 @dataclass(slots=True)
@@ -38,11 +39,15 @@ class Findings:
     """For each label or topic, a count for each column."""
 
 
-def check_pages(source: PageSource, topics: TopicList) -> Findings:
-    """Read annotated pages and count their labels and topics."""
-    findings = Findings(f"{source.annotations}: pages in {source.folder}", columns=("pages", "sections"))
+def check_pages(source: PageSource | NewsroomSource, topics: TopicList) -> Findings:
+    """Read or compose annotated pages and count their labels and topics."""
+    if isinstance(source, NewsroomSource):
+        title = f"{source.newsroom}: composed pages"
+    else:
+        title = f"{source.annotations}: pages in {source.folder}"
+    findings = Findings(title, columns=("pages", "sections"))
     findings.counts = {name: Counter() for name in (*CLASSES, *topics.slugs())}
-    for page in read_pages(source, topics):
+    for page in annotated_pages(source, topics):
         if isinstance(page, BadRow):
             findings.bad.append(page)
             continue
@@ -225,8 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _sources_from(options: argparse.Namespace) -> tuple[list[PageSource | ArticleSource], TopicList]:
-    sources: list[PageSource | ArticleSource] = []
+def _sources_from(options: argparse.Namespace) -> tuple[list[PageSource | NewsroomSource | ArticleSource], TopicList]:
+    sources: list[PageSource | NewsroomSource | ArticleSource] = []
     topics = options.topics
     if options.config:
         prepare = load_experiment(options.config).prepare
@@ -242,10 +247,10 @@ def _sources_from(options: argparse.Namespace) -> tuple[list[PageSource | Articl
     return sources, read_topics(topics or Path("data/topics.yaml"))
 
 
-def _check(source: PageSource | ArticleSource, topics: TopicList) -> bool:
+def _check(source: PageSource | NewsroomSource | ArticleSource, topics: TopicList) -> bool:
     """Print what a source holds and return whether all of it is good."""
     try:
-        findings = check_pages(source, topics) if isinstance(source, PageSource) else check_articles(source, topics)
+        findings = check_articles(source, topics) if isinstance(source, ArticleSource) else check_pages(source, topics)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         print(f"{source.name}: {error}")
         return False

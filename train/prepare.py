@@ -21,10 +21,10 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from copydesk.labels import CLASSES, TopicList
-from train.config import Experiment, PageSource, Prepare, experiment_from_arguments
+from train.config import Experiment, Prepare, experiment_from_arguments
+from train.sources import annotated_pages
 from train.sources.articles import LabelledArticle, read_articles, read_topics
-from train.sources.newsroom import compose_pages
-from train.sources.pages import AnnotatedPage, BadRow, read_pages
+from train.sources.pages import AnnotatedPage, BadRow
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,7 @@ def _read(settings: Prepare, topics: TopicList) -> tuple[list[Row], list[BadRow]
     rows: list[Row] = []
     bad: list[BadRow] = []
     for page_source in settings.pages:
-        read = read_pages if isinstance(page_source, PageSource) else compose_pages
-        for page in read(page_source, topics):
+        for page in annotated_pages(page_source, topics):
             if isinstance(page, BadRow):
                 bad.append(page)
             else:

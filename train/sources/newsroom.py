@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jinja2
 import yaml
@@ -154,8 +154,8 @@ def _read_family(path: Path, label: str) -> Family:
         places = list(content["places"])
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise NewsroomError(f"{path}: expected `places` and `pieces`, a list of texts: {error}") from error
-    if unknown := set(places) - set(Place.__args__):  # type: ignore[attr-defined]
-        raise NewsroomError(f"{path}: unknown places {sorted(unknown)}, expected {', '.join(Place.__args__)}")  # type: ignore[attr-defined]
+    if unknown := set(places) - set(get_args(Place)):
+        raise NewsroomError(f"{path}: unknown places {sorted(unknown)}, expected {', '.join(get_args(Place))}")
     if empty := [i for i, piece in enumerate(pieces) if not piece.lines]:
         raise NewsroomError(f"{path}: piece {empty[0]} is empty")
     return Family(label, path.stem, places, pieces)
@@ -251,8 +251,10 @@ class Newsroom:
             )
             for path in sorted((folder / "sites").glob("*.html"))
         ]
-        if not any(site.articles for site in self.sites):
-            raise NewsroomError(f"{folder} has no site with articles: expected sites/NAME.html, articles/NAME/SLUG.md")
+        if not self.sites:
+            raise NewsroomError(f"{folder} has no site: expected sites/NAME.html and articles/NAME/SLUG.md")
+        if bare := [site.path for site in self.sites if not site.articles]:
+            raise NewsroomError(f"{bare[0]} has no article: expected {folder}/articles/{bare[0].stem}/SLUG.md")
         self.families = [
             _read_family(path, label) for label in PIECE_LABELS for path in sorted((folder / label).glob("*.yaml"))
         ]
@@ -306,7 +308,7 @@ class Composer:
         self.name = f"{site.path.stem}/{article.slug}-{copy}"
         self.families = families
         self.blocks = blocks_of(article.markdown)
-        self.planned: dict[str, list[Piece]] = {place: [] for place in Place.__args__}  # type: ignore[attr-defined]
+        self.planned: dict[str, list[Piece]] = {place: [] for place in get_args(Place)}
         self.inline: dict[int, list[Piece]] = {}
         self._inline_calls = 0
         self.absent: list[str] = []
@@ -429,7 +431,7 @@ class Composer:
         found = []
         for _ in range(count):
             badge = self.badge if self.badge and self.random.random() < 0.4 else ""
-            teaser = {"kicker": "", "author": "", "badge": badge, "ad": ""}
+            teaser: dict[str, Any] = {"kicker": "", "author": "", "badge": badge, "ad": ""}
             teaser["date"] = self.article.published - timedelta(days=self.random.randrange(0, 9))
             if self.promoted and self.random.random() < 0.2 and (ad := self._family("sponsored", ["after", "bottom"])):
                 texts = [line.text for line in self._filled(self.random.choice(ad.pieces)).lines]
