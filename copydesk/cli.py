@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from copydesk.detect import Kind
 from copydesk.inputs import InputError, find_pages, predict_pages
 from copydesk.page import FailedPage, Page
-from copydesk.split import Kind, Limits
+from copydesk.split import Limits
 from copydesk.terminal import UNPRINTABLE, megabytes, printable, show_facts, show_pages
 
 if TYPE_CHECKING:  # torch takes a second to import: `--help` and a wrong path do not wait for it

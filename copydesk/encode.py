@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
-from copydesk.split import ATTRIBUTE_HINTS, RawPage
+from copydesk.hints import ATTRIBUTE_HINTS
+from copydesk.split import RawPage
 
 TEXT_FEATURES = (
     "characters",

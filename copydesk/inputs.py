@@ -13,8 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from copydesk.detect import Kind
 from copydesk.page import FailedPage, Page
-from copydesk.split import Kind
 
 if TYPE_CHECKING:  # torch takes a second to import, and an error in a path should show at once
     from copydesk.predictor import Document, Predictor

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
+from copydesk.detect import Kind
 from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_pages
 from copydesk.page import FailedPage, ModelInfo, Page, PageError
 from copydesk.saved import SavedModel, load_saved
-from copydesk.split import Kind, Limits, RawPage, split
+from copydesk.split import Limits, RawPage, split
 
 log = logging.getLogger(__name__)
 
@@ -262,10 +263,17 @@ def move_batch(batch: PageBatch, device: torch.device) -> PageBatch:
     if device.type == "cpu":
         return batch
     return PageBatch(
-        chunks=[(ids.to(device), None if mask is None else mask.to(device)) for ids, mask in batch.chunks],
+        chunks=move_chunks(batch.chunks, device),
         row_of_section=batch.row_of_section.to(device),
         features=batch.features.to(device),
         hint_ids=batch.hint_ids.to(device),
         hint_offsets=batch.hint_offsets.to(device),
         page_lengths=batch.page_lengths,
     )
+
+
+def move_chunks(
+    chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Return chunks of token ids and attention masks on a device."""
+    return [(ids.to(device), None if mask is None else mask.to(device)) for ids, mask in chunks]

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from copydesk.detect import detect_kind
 from copydesk.page import PageError
 from copydesk.predictor import Document
 from copydesk.saved import MANIFEST, read_description, read_manifest
-from copydesk.split import detect_kind
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,12 +15,13 @@ from copydesk.encode import TextEncoder, collate_pages
 from copydesk.saved import SavedModel, load_saved
 from train.config import Experiment, load_experiment
 from train.fit import fit
+from train.loss import loss_of
 from train.metrics import label_confusion, labels_of, macro_f1
 from train.packs import load_rows, resplit
 from train.prepare import prepare
 from train.release import release
 from train.sources.articles import read_topics
-from train.trainer import Fitting, loss_of
+from train.trainer import Fitting
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -7,8 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
+from copydesk.detect import decode_bytes, detect_kind
+from copydesk.hints import MAX_OUTER_HINTS
 from copydesk.page import PageError
-from copydesk.split import MAX_OUTER_HINTS, Limits, decode_bytes, detect_kind, split
+from copydesk.split import Limits, split
 
 GENERATED = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

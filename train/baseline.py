@@ -20,10 +20,11 @@ from sklearn.linear_model import LogisticRegression
 from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
 from copydesk.encode import features_of
 from copydesk.encoder import sha256_of
+from copydesk.hints import ATTRIBUTE_HINTS
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.page import ModelInfo, Page
 from copydesk.predictor import Document
-from copydesk.split import ATTRIBUTE_HINTS, RawPage, split
+from copydesk.split import RawPage, split
 from train.config import BaselineFit, Experiment
 from train.metrics import label_confusion, labels_of, macro_f1
 from train.packs import gold_article, load_rows, resplit

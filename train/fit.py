@@ -26,7 +26,7 @@ from train import baseline, tracking
 from train.config import BaselineFit, Experiment, TransformerFit, experiment_from_arguments
 from train.packs import choose_hints, encode_rows, load_rows
 from train.sources.articles import read_topics
-from train.trainer import SCORE, Fitting, Rows, network_arguments, trained_tensors
+from train.trainer import Fitting, Rows, network_arguments, trained_tensors
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: trac
         "lora_scale": 1.0 if settings.tuning == "lora" else None,
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,
-        SCORE: trainer.state.best_metric,
+        "validation_macro_f1": trainer.state.best_metric,
         "trained_parameters": sum(tensor.numel() for tensor in trained.values()),
     }
 
@@ -134,7 +134,7 @@ def main() -> None:
         summary = fit(experiment)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"fit: {error}")
-    log.info("best %s %.4f at step %s", SCORE, summary[SCORE], summary.get("best_step"))
+    log.info("best macro F1 %.4f at step %s", summary["validation_macro_f1"], summary.get("best_step"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Knows Parquet columns, targets and packing; knows nothing of the network or the 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +144,20 @@ def _mark(ids: Iterable[str], topics: TopicList) -> np.ndarray:
     marked = np.zeros(len(topics), dtype=np.float32)
     marked[[topics.index[topic] for topic in ids]] = 1
     return marked
+
+
+def batches_of(rows: Sequence[Any], sizes: Sequence[int], budget: int = 32_768) -> Iterator[list[Any]]:
+    """Yield rows in batches of about `budget` in all."""
+    batch: list[Any] = []
+    total = 0
+    for row, size in zip(rows, sizes, strict=True):
+        if batch and total + size > budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += size
+    if batch:
+        yield batch
 
 
 def pack(pages: Sequence[TrainingPage], articles: Sequence[TrainingArticle], *, pad_id: int, num_topics: int) -> Pack:

@@ -6,7 +6,7 @@ Knows the loop and what it optimises; knows nothing of stages or folders but its
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,21 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional
 from transformers import AutoModel, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
-from copydesk.encode import chunk, collate_encoded
 from copydesk.labels import CLASSES, SectionLabel, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
-from copydesk.predictor import choose_device, move_batch, native_bfloat16
+from copydesk.predictor import choose_device, move_batch, move_chunks, native_bfloat16
 from train.config import TransformerFit
+from train.loss import loss_of
 from train.metrics import label_confusion, labels_of, macro_f1, precision_recall_f1, topic_counts, topic_f1
-from train.packs import Pack, Packs, TrainingArticle, TrainingPage, pack
+from train.packs import Pack, Packs, TrainingArticle, TrainingPage, batches_of, pack
+from train.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
-SCORE = "validation_macro_f1"
+SCORE = "step_macro_f1"
+"""By which the best step is chosen; apart from the score of the released folder, which evaluation logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,17 @@ class Fitting:
             num_processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
         if settings.warm_up_epochs:
-            warm_up(model, packs, fitting=self)
+            warm_up(
+                model,
+                packs,
+                settings=settings,
+                device=self.device,
+                bfloat16=self.bfloat16,
+                class_weights=self.class_weights(packs.class_counts),
+            )
             if validation:
                 scores = validation_scores(self, model, validation)
-                log.info("after warm-up %s %.4f", SCORE, scores[f"eval_{SCORE}"])
+                log.info("after warm-up macro F1 %.4f", scores[f"eval_{SCORE}"])
         steps = packs.num_packs // int(os.environ.get("WORLD_SIZE", "1"))
         arguments = TrainingArguments(
             output_dir=str(output),
@@ -185,30 +193,6 @@ class Fitting:
             ]
         )
 
-    @torch.no_grad()
-    def vectors(self, model: CopydeskModel, packs: Packs) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return the vectors of each page's distinct sections, (rows, D) each, and of all articles, (A, D)."""
-        pages: list[torch.Tensor] = []
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            for batch in _batches(packs.pages, [page.encoded.num_tokens for page in packs.pages]):
-                rows = [tokens for page in batch for tokens in page.encoded.tokens]
-                encoded = self._encode(model, rows)
-                pages += encoded.split([len(page.encoded.tokens) for page in batch])
-            articles = [
-                self._encode(model, batch)
-                for batch in _batches(
-                    [article.tokens for article in packs.articles], [len(a.tokens) for a in packs.articles]
-                )
-            ]
-        return pages, torch.cat([torch.zeros(0, model.encoder.config.hidden_size), *articles])
-
-    def _encode(self, model: CopydeskModel, rows: Sequence[list[int]]) -> torch.Tensor:
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        chunks = _moved(chunk([rows[i] for i in order], pad_id=self.pad_id(model)), self.device)
-        vectors = torch.empty(len(rows), model.encoder.config.hidden_size)
-        vectors[order] = model.encode_rows(chunks).cpu()
-        return vectors
-
     @torch.inference_mode()
     def logits(self, model: CopydeskModel, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Return section logits (sections, classes) and topic logits (articles, topics), in the order of the rows."""
@@ -217,13 +201,13 @@ class Fitting:
         sections, pad_id, num_topics = [], self.pad_id(model), len(self.topics)
         topics = np.zeros((len(rows.articles), num_topics), dtype=np.float32)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            for batch in _batches(rows.pages, [page.encoded.num_tokens for page in rows.pages]):
+            for batch in batches_of(rows.pages, [page.encoded.num_tokens for page in rows.pages]):
                 pages = pack(batch, [], pad_id=pad_id, num_topics=num_topics).pages
                 sections.append(model.section_logits(move_batch(pages, self.device)).float().cpu().numpy())
             order = sorted(range(len(rows.articles)), key=lambda i: len(rows.articles[i].tokens))
-            for indices in _batches(order, [len(rows.articles[i].tokens) for i in order]):
+            for indices in batches_of(order, [len(rows.articles[i].tokens) for i in order]):
                 chunks = pack([], [rows.articles[i] for i in indices], pad_id=pad_id, num_topics=num_topics).articles
-                topics[indices] = model.topic_logits(_moved(chunks, self.device)).float().cpu().numpy()
+                topics[indices] = model.topic_logits(move_chunks(chunks, self.device)).float().cpu().numpy()
         model.train(was_training)
         return np.concatenate([np.zeros((0, len(CLASSES)), dtype=np.float32), *sections]), topics
 
@@ -234,25 +218,6 @@ def _layers(encoder: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1:
             return module
     raise ValueError(f"{type(encoder).__name__} has no list of layers: set fit.frozen_layers to 0")
-
-
-def _moved(
-    chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
-) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    return [(ids.to(device), None if mask is None else mask.to(device)) for ids, mask in chunks]
-
-
-def _batches(rows: Sequence[Any], sizes: Sequence[int], budget: int = 32_768) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    total = 0
-    for row, size in zip(rows, sizes, strict=True):
-        if batch and total + size > budget:
-            yield batch
-            batch, total = [], 0
-        batch.append(row)
-        total += size
-    if batch:
-        yield batch
 
 
 def _only_item(items: list[Pack]) -> dict[str, Pack]:
@@ -282,7 +247,7 @@ class CopydeskTrainer(Trainer):
         del num_items_in_batch
         batch: Pack = inputs["pack"]
         device = self.args.device
-        sections, topics = model(pages=move_batch(batch.pages, device), articles=_moved(batch.articles, device))
+        sections, topics = model(pages=move_batch(batch.pages, device), articles=move_chunks(batch.articles, device))
         targets = [targets.to(device) for targets in (batch.classes, batch.holds, batch.decided)]
         loss = loss_of(
             sections,
@@ -339,77 +304,6 @@ class CopydeskTrainer(Trainer):
         return self.network
 
 
-def loss_of(
-    sections: torch.Tensor,
-    topics: torch.Tensor,
-    classes: torch.Tensor,
-    holds: torch.Tensor,
-    decided: torch.Tensor,
-    *,
-    class_weights: torch.Tensor,
-    topic_weight: float,
-) -> torch.Tensor:
-    """Return the section loss plus the weighted topic loss.
-
-    Args:
-        sections: logits (S, C).
-        topics: logits (A, T).
-        classes: (S,).
-        holds: (A, T), 1 where a topic holds.
-        decided: (A, T), 1 where it is known.
-        class_weights: (C,).
-        topic_weight: of the topic loss.
-    """
-    loss = sections.sum() * 0 + topics.sum() * 0  # every weight takes part, whatever the pack holds
-    if len(sections):
-        loss = loss + functional.cross_entropy(sections, classes, weight=class_weights)
-    if len(topics):
-        each = functional.binary_cross_entropy_with_logits(topics, holds, reduction="none")
-        loss = loss + topic_weight * (each * decided).sum() / decided.sum().clamp(min=1)
-    return loss
-
-
-def warm_up(model: CopydeskModel, packs: Packs, *, fitting: Fitting) -> None:
-    """Train page encoder and heads on fixed vectors of the encoder as it is."""
-    settings = fitting.settings
-    pages, articles = fitting.vectors(model, packs)
-    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
-    steps = packs.num_packs * settings.warm_up_epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.warm_up_learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    class_weights = fitting.class_weights(packs.class_counts).to(fitting.device)
-    log.info("warming up: %d epochs of %d steps", settings.warm_up_epochs, packs.num_packs)
-    for step in range(steps):
-        chosen, read = packs.rows_of(step)
-        shown = [packs.with_dropped_hints(i, step // packs.num_packs) for i in chosen]
-        batch = move_batch(collate_encoded([page.encoded for page in shown]), fitting.device)
-        rows = torch.cat([torch.zeros(0, pages[0].shape[1]), *[pages[i] for i in chosen]]).to(fitting.device)
-        classes = np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in shown]])
-        targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
-        marks = torch.zeros(0, 2, packs.num_topics) if targets is None else torch.from_numpy(targets)
-        with torch.autocast(fitting.device.type, dtype=torch.bfloat16, enabled=fitting.bfloat16):
-            sections = model.classify_sections(rows, batch) if chosen else torch.zeros(0, len(CLASSES))
-            topics = model.topic_head(articles[read].to(fitting.device)).float()
-            loss = loss_of(
-                sections,
-                topics,
-                torch.from_numpy(classes).to(fitting.device),
-                marks[:, 0].to(fitting.device),
-                marks[:, 1].to(fitting.device),
-                class_weights=class_weights,
-                topic_weight=settings.topic_weight,
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % packs.num_packs == 0:
-            log.info("warm-up epoch %d: loss %.3f", (step + 1) // packs.num_packs, loss.item())
-
-
 def validation_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dict[str, float]:
     """Return macro F1 over the four labels, F1 of each, and topics micro F1 at probability one half."""
     sections, topics = fitting.logits(model, rows)
@@ -419,14 +313,14 @@ def validation_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dic
     decided = rows.marks("decided", num_topics=len(fitting.topics)) > 0
     return {
         f"eval_{SCORE}": float(macro_f1(confusion)),
-        "eval_validation_topics_micro_f1": float(topic_f1(topic_counts(holds, topics > 0, decided))[0]),
+        "eval_step_topics_micro_f1": float(topic_f1(topic_counts(holds, topics > 0, decided))[0]),
         **_label_scores(confusion),
     }
 
 
 def _label_scores(confusion: np.ndarray) -> dict[str, float]:
     f1 = precision_recall_f1(confusion)[2]
-    return {f"eval_validation_{label}_f1": float(f1[i]) for i, label in enumerate(SectionLabel)}
+    return {f"eval_step_{label}_f1": float(f1[i]) for i, label in enumerate(SectionLabel)}
 
 
 def network_arguments(model: CopydeskModel) -> dict[str, Any]:

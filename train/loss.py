@@ -1,0 +1,34 @@
+"""What training makes small. Tensors in, one number out."""
+
+import torch
+from torch.nn import functional
+
+
+def loss_of(
+    sections: torch.Tensor,
+    topics: torch.Tensor,
+    classes: torch.Tensor,
+    holds: torch.Tensor,
+    decided: torch.Tensor,
+    *,
+    class_weights: torch.Tensor,
+    topic_weight: float,
+) -> torch.Tensor:
+    """Return the section loss plus the weighted topic loss.
+
+    Args:
+        sections: logits (S, C).
+        topics: logits (A, T).
+        classes: (S,).
+        holds: (A, T), 1 where a topic holds.
+        decided: (A, T), 1 where it is known.
+        class_weights: (C,).
+        topic_weight: of the topic loss.
+    """
+    loss = sections.sum() * 0 + topics.sum() * 0  # every weight takes part, whatever the pack holds
+    if len(sections):
+        loss = loss + functional.cross_entropy(sections, classes, weight=class_weights)
+    if len(topics):
+        each = functional.binary_cross_entropy_with_logits(topics, holds, reduction="none")
+        loss = loss + topic_weight * (each * decided).sum() / decided.sum().clamp(min=1)
+    return loss

@@ -1,0 +1,107 @@
+"""Teach the page encoder and the heads alone, before all learn together.
+
+A page encoder that starts at random sends noise into the text encoder, which then forgets what it knew: *linear
+probing, then fine-tuning* (arXiv:2202.10054). With the text encoder fixed, each text is encoded once.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from copydesk.encode import chunk, collate_encoded
+from copydesk.labels import CLASSES
+from copydesk.network import CopydeskModel
+from copydesk.predictor import move_batch, move_chunks
+from train.config import TransformerFit
+from train.loss import loss_of
+from train.packs import Packs, batches_of
+
+log = logging.getLogger(__name__)
+
+
+def warm_up(
+    model: CopydeskModel,
+    packs: Packs,
+    *,
+    settings: TransformerFit,
+    device: torch.device,
+    bfloat16: bool,
+    class_weights: torch.Tensor,
+) -> None:
+    """Train page encoder and heads on fixed vectors of the encoder as it is.
+
+    Args:
+        model: the network; all but its encoder learns.
+        packs: what it reads, in the order of its own epochs.
+        settings: epochs and rate of the warm-up.
+        device: where the model is.
+        bfloat16: compute in it.
+        class_weights: (classes,), of the section loss.
+    """
+    pages, articles = _vectors(model, packs, device=device, bfloat16=bfloat16)
+    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+    steps = packs.num_packs * settings.warm_up_epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.warm_up_learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    class_weights = class_weights.to(device)
+    log.info("warming up: %d epochs of %d steps", settings.warm_up_epochs, packs.num_packs)
+    for step in range(steps):
+        chosen, read = packs.rows_of(step)
+        shown = [packs.with_dropped_hints(i, step // packs.num_packs) for i in chosen]
+        batch = move_batch(collate_encoded([page.encoded for page in shown]), device)
+        rows = torch.cat([torch.zeros(0, pages[0].shape[1]), *[pages[i] for i in chosen]]).to(device)
+        classes = np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in shown]])
+        targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
+        marks = torch.zeros(0, 2, packs.num_topics) if targets is None else torch.from_numpy(targets)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            sections = model.classify_sections(rows, batch) if chosen else torch.zeros(0, len(CLASSES))
+            topics = model.topic_head(articles[read].to(device)).float()
+            loss = loss_of(
+                sections,
+                topics,
+                torch.from_numpy(classes).to(device),
+                marks[:, 0].to(device),
+                marks[:, 1].to(device),
+                class_weights=class_weights,
+                topic_weight=settings.topic_weight,
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % packs.num_packs == 0:
+            log.info("warm-up epoch %d: loss %.3f", (step + 1) // packs.num_packs, loss.item())
+
+
+@torch.no_grad()
+def _vectors(
+    model: CopydeskModel, packs: Packs, *, device: torch.device, bfloat16: bool
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return the vectors of each page's distinct sections, (rows, D) each, and of all articles, (A, D)."""
+    pages: list[torch.Tensor] = []
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        for batch in batches_of(packs.pages, [page.encoded.num_tokens for page in packs.pages]):
+            rows = [tokens for page in batch for tokens in page.encoded.tokens]
+            encoded = _encode(model, rows, pad_id=packs.pad_id, device=device)
+            pages += encoded.split([len(page.encoded.tokens) for page in batch])
+        articles = [
+            _encode(model, batch, pad_id=packs.pad_id, device=device)
+            for batch in batches_of(
+                [article.tokens for article in packs.articles], [len(a.tokens) for a in packs.articles]
+            )
+        ]
+    return pages, torch.cat([torch.zeros(0, model.encoder.config.hidden_size), *articles])
+
+
+def _encode(model: CopydeskModel, rows: Sequence[list[int]], *, pad_id: int, device: torch.device) -> torch.Tensor:
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    chunks = move_chunks(chunk([rows[i] for i in order], pad_id=pad_id), device)
+    vectors = torch.empty(len(rows), model.encoder.config.hidden_size)
+    vectors[order] = model.encode_rows(chunks).cpu()
+    return vectors
