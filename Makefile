@@ -16,9 +16,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[train]' --group dev
 	touch $@
 
-demo: setup  ## train the small experiment and show a page of a site that it did not train on
-	dvc repro evaluate@sample
-	copydesk predict --model models/sample/release $(DEMO_PAGE)
+demo: setup  ## train on the newsroom corpus and show a page of a site that it did not train on
+	dvc repro evaluate@newsroom
+	copydesk predict --model models/newsroom/release $(DEMO_PAGE)
 	@echo "Compare runs in a browser: make ui"
 
 test: setup  ## run the tests

@@ -393,3 +393,19 @@ def test_articles_may_be_left_out():
 
     assert sum(counts["articles"] for counts in report["splits"].values()) == 0
     assert len(load_rows(experiment().prepared, "articles", "train")) == 0
+
+
+@pytest.mark.usefixtures("sources")
+def test_a_source_may_measure_and_not_train():
+    prepare(experiment())
+    whole = {split: load_rows(experiment().prepared, "pages", split)["id"] for split in SPLITS}
+    report = prepare(
+        experiment(
+            pages=[{"name": "mine", "annotations": "mine.jsonl", "folder": "mine", "only_evaluate": True}],
+        )
+    )
+
+    assert report["splits"]["train"]["pages"] == 0
+    assert report["splits"]["train"]["articles"] > 0
+    for split_name in ("validation", "test"):
+        assert list(load_rows(experiment().prepared, "pages", split_name)["id"]) == list(whole[split_name])

@@ -43,6 +43,8 @@ class PageSource(Part):
     """JSON lines as `data/README.md` describes them."""
     folder: Path
     """Folder in which each annotation's page is looked for, as `PAGE`, `.html`, `.html.gz`, `.txt`, or its `file`."""
+    only_evaluate: bool = False
+    """What would train is left out; validation and test are those that they are without this."""
 
 
 class NewsroomSource(Part):
@@ -93,6 +95,8 @@ class ArticleSource(Part):
     language: str = "en"
     max_tokens: PositiveInt | None = None
     """Take a random part of about this many tokens (a quarter of the characters)."""
+    only_evaluate: bool = False
+    """What would train is left out; validation and test are those that they are without this."""
 
 
 class Prepare(Part):

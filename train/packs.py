@@ -209,8 +209,9 @@ class Packs(torch.utils.data.Dataset[Pack]):
 
     @cached_property
     def class_counts(self) -> np.ndarray:
-        """(classes,): sections of each class in an epoch."""
-        return np.bincount(np.concatenate([page.classes for page in self.pages]), minlength=len(CLASSES))
+        """(classes,): sections of each class that an epoch shows on average."""
+        shown = np.repeat([self._share(page) for page in self.pages], [len(page.classes) for page in self.pages])
+        return np.bincount(np.concatenate([page.classes for page in self.pages]), weights=shown, minlength=len(CLASSES))
 
     def __getitem__(self, index: int) -> Pack:
         if not 0 <= index < len(self):

@@ -86,6 +86,8 @@ def prepare(experiment: Experiment) -> dict[str, Any]:
     rows, duplicates = drop_duplicates(rows, similarity=settings.near_duplicate_similarity)
     assign_splits(rows, settings=settings)
     leaks = find_leaks(rows, similarity=settings.near_duplicate_similarity)
+    measuring = {source.name for source in (*settings.pages, *settings.articles) if getattr(source, "only_evaluate", 0)}
+    rows = [row for row in rows if row.split != "train" or row.item.source not in measuring]
     report: dict[str, Any] = {
         "splits": {split: _counts([row for row in rows if row.split == split], topics) for split in SPLITS},
         "folds": {
