@@ -1,5 +1,6 @@
 """Read scraped news pages: what is body, boilerplate, paywall or sponsored, and what the article is about."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from copydesk.page import FailedPage, ModelInfo, Page, PageError, Scores, Section, Topic
@@ -26,4 +27,9 @@ def __getattr__(name: str) -> Any:
         from copydesk import predictor
 
         return getattr(predictor, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        with suppress(PackageNotFoundError):  # run from a checkout that is not installed
+            return version("copydesk")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
