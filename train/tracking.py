@@ -53,7 +53,8 @@ def start_run(experiment: Experiment, *, watch_system: bool = True) -> "Run":
     record.unlink(missing_ok=True)  # if the store is away, later stages must not continue the run before
     try:
         store, experiment_id = connect()
-        tags = {"kind": experiment.fit.kind, **git_tags()}
+        source = {mlflow_tags.MLFLOW_SOURCE_NAME: "train/fit.py", mlflow_tags.MLFLOW_SOURCE_TYPE: "LOCAL"}
+        tags = {"kind": experiment.fit.kind, **source, **git_tags()}
         run_id = store.create_run(experiment_id, run_name=experiment.name, tags=tags).info.run_id
     except Exception as error:  # noqa: BLE001 (hours of training are worth more than their log)
         return _without_store(error)
