@@ -89,7 +89,7 @@ def test_full_tuning_changes_the_encoder_but_not_its_embeddings(tiny_encoder):
 
 
 def test_low_rank_updates_are_learnt_and_stored_as_such():
-    experiment = tiny("fit.tuning=lora", "fit.lora_rank=4", "fit.epochs=1")
+    experiment = tiny("fit.tuning=lora", "fit.lora_rank=4", "fit.epochs=1", "fit.warm_up_epochs=1")
     fit(experiment)
 
     of_encoder = {name: tensor for name, tensor in weights(experiment).items() if name.startswith("encoder.")}

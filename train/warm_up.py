@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from copydesk.encode import chunk, collate_encoded
@@ -41,7 +42,9 @@ def warm_up(
         bfloat16: compute in it.
         class_weights: (classes,), of the section loss.
     """
+    _use_adapters(model, enabled=False)  # they add nothing yet, and cost as much as the encoder
     pages, articles = _vectors(model, packs, device=device, bfloat16=bfloat16)
+    _use_adapters(model, enabled=True)
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
     steps = packs.num_packs * settings.warm_up_epochs
@@ -77,6 +80,12 @@ def warm_up(
         schedule.step()
         if (step + 1) % packs.num_packs == 0:
             log.info("warm-up epoch %d: loss %.3f", (step + 1) // packs.num_packs, loss.item())
+
+
+def _use_adapters(model: CopydeskModel, *, enabled: bool) -> None:
+    for module in model.encoder.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(enabled)
 
 
 @torch.no_grad()
