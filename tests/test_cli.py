@@ -432,11 +432,13 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(pages, form):
 
 def test_control_c_ends_the_run_with_130_and_leaves_no_file(pages, tmp_path):
     os.mkfifo(tmp_path / "slow")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, also by children
     process = start("predict", "slow", "--output", "out.txt")
+    signal.signal(signal.SIGINT, before)
     writer = os.open(tmp_path / "slow", os.O_WRONLY)  # returns when the other side reads
 
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     os.close(writer)
 
     assert (process.returncode, errors) == (130, b"")
