@@ -1,9 +1,10 @@
-"""The network: section encoder, page encoder, section head, topic head. Tensors in, logits out.
+"""The network: section encoder, page encoders, section heads, topic head. Tensors in, logits out.
 
 Knows weights and shapes; knows nothing of text, thresholds or files. Shapes: S sections of all pages of a batch, D the
-encoder's width, C classes, A articles, T topics.
+encoder's width, P page encoders, C classes, A articles, T topics.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -29,6 +30,7 @@ class CopydeskConfig(PretrainedConfig):
         num_topics: int = 0,
         page_width: int = 256,
         page_layers: int = 2,
+        page_encoders: int = 1,
         num_hints: int = 1,
         hint_width: int = 64,
         window_sections: int = 1_024,
@@ -43,6 +45,7 @@ class CopydeskConfig(PretrainedConfig):
             num_topics: logits of the topic head.
             page_width: width of the page encoder, a multiple of 64.
             page_layers: its depth; 0 judges each section by itself.
+            page_encoders: how many read each page, their probabilities averaged.
             num_hints: size of the vocabulary of hints.
             hint_width: width of their embeddings.
             window_sections: sections that the page encoder reads at once.
@@ -54,6 +57,7 @@ class CopydeskConfig(PretrainedConfig):
         self.num_topics = num_topics
         self.page_width = page_width
         self.page_layers = page_layers
+        self.page_encoders = page_encoders
         self.num_hints = num_hints
         self.hint_width = hint_width
         self.window_sections = window_sections
@@ -166,8 +170,10 @@ class CopydeskModel(PreTrainedModel):
             encoder.pooler = None  # sections are mean-pooled; unused weights would break distributed training
         self.encoder = encoder
         width = encoder.config.hidden_size
-        self.page_encoder = PageEncoder(config, width)
-        self.section_head = nn.Linear(config.page_width, len(CLASSES))
+        self.page_encoders = nn.ModuleList(PageEncoder(config, width) for _ in range(config.page_encoders))
+        self.section_heads = nn.ModuleList(
+            nn.Linear(config.page_width, len(CLASSES)) for _ in range(config.page_encoders)
+        )
         self.topic_head = nn.Linear(width, config.num_topics)
         self.post_init()
 
@@ -190,20 +196,23 @@ class CopydeskModel(PreTrainedModel):
         return torch.cat(vectors)
 
     def section_logits(self, batch: PageBatch) -> torch.Tensor:
-        """Return (S, C)."""
-        if not len(batch.row_of_section):
-            return torch.zeros(0, len(CLASSES), device=self.device)
-        return self.classify_sections(self.encode_rows(batch.chunks), batch)
+        """Return (S, C): the logarithm of the mean of the page encoders' probabilities (arXiv:1612.01474)."""
+        each = self.each_section_logits(self.encode_rows(batch.chunks), batch)
+        return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
-    def classify_sections(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
-        """Return (S, C) from the vectors of distinct sections (rows, D)."""
-        return self.section_head(self.page_encoder(rows[batch.row_of_section], batch)).float()
+    def each_section_logits(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
+        """Return (P, S, C) from the vectors of distinct sections (rows, D): each learns by its own loss."""
+        if not len(batch.row_of_section):
+            return torch.zeros(len(self.page_encoders), 0, len(CLASSES), device=self.device)
+        sections = rows[batch.row_of_section]
+        pairs = zip(self.page_encoders, self.section_heads, strict=True)
+        return torch.stack([head(page_encoder(sections, batch)).float() for page_encoder, head in pairs])
 
     def forward(
         self, pages: PageBatch, articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return section logits (S, C) and topic logits (A, T): one call, as distributed training needs it."""
-        return self.section_logits(pages), self.topic_logits(articles)
+        """Return section logits (P, S, C) and topic logits (A, T): one call, as distributed training needs it."""
+        return self.each_section_logits(self.encode_rows(pages.chunks), pages), self.topic_logits(articles)
 
     def topic_logits(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return (A, T), articles in the order of the chunks' rows."""

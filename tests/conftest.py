@@ -92,7 +92,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
             "kind": "transformer",
             "encoder": str(tiny_encoder),
             "encoding": {"max_article_tokens": 64},
-            "network": {"page_width": 64, "page_layers": 1, "hint_width": 16},
+            "network": {"page_width": 64, "page_layers": 1, "page_encoders": 2, "hint_width": 16},
             "epochs": 2,
             "tokens_per_batch": 8_000,
             "learning_rate": 0.01,
@@ -152,7 +152,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CopydeskModel(config, BertModel(encoder, add_pooling_layer=False))
-        model.page_encoder.feature_projection.weight.data *= 20  # else one label wins on every section
+        model.page_encoders[0].feature_projection.weight.data *= 20  # else one label wins on every section
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_folder(
         folder,

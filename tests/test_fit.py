@@ -128,7 +128,7 @@ def test_the_same_config_and_seed_give_the_same_weights():
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     fit(tiny("fit.seed=1"))
-    assert not torch.equal(first["section_head.weight"], weights(experiment)["section_head.weight"])
+    assert not torch.equal(first["section_heads.0.weight"], weights(experiment)["section_heads.0.weight"])
 
 
 def test_held_out_rows_are_those_of_validation():
@@ -217,7 +217,7 @@ def test_warm_up_trains_the_heads_and_leaves_the_encoder_alone():
     fit(experiment)
     trained, fresh = weights(experiment), network_of(experiment).state_dict()
 
-    assert not torch.allclose(trained["section_head.weight"], fresh["section_head.weight"], atol=1e-3)
+    assert not torch.allclose(trained["section_heads.0.weight"], fresh["section_heads.0.weight"], atol=1e-3)
     assert not torch.allclose(trained["topic_head.weight"], fresh["topic_head.weight"], atol=1e-3)
 
 

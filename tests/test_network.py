@@ -175,17 +175,20 @@ def test_padding_changes_no_article(model):
 
 
 @torch.inference_mode()
-def test_one_call_returns_what_both_heads_say(model):
+def test_one_call_returns_what_all_heads_say():
+    model = make_model(page_encoders=3)
     batch, articles = collate_pages([make_page(5)]), chunk([[1, 2, 3]])
 
     sections, topics = model(batch, articles)
 
-    assert torch.equal(sections, model.section_logits(batch))
+    assert sections.shape == (3, 5, len(CLASSES))
+    assert not torch.allclose(sections[0], sections[1])
+    torch.testing.assert_close(model.section_logits(batch).exp(), sections.softmax(dim=-1).mean(dim=0))
     assert torch.equal(topics, model.topic_logits(articles))
 
 
-def test_every_weight_is_trained_by_the_two_heads_together():
-    model = make_model()
+def test_every_weight_is_trained_by_all_heads_together():
+    model = make_model(page_encoders=2)
     sections, topics = model(collate_pages([make_page(5)]), chunk([[1, 2, 3]]))
     (sections.sum() + topics.sum()).backward()
 
@@ -201,7 +204,7 @@ def test_a_pooler_that_nobody_reads_is_dropped():
 
 
 def test_an_untrained_hint_says_next_to_nothing():
-    assert make_model().page_encoder.hint_embedding.weight.std() < 0.05
+    assert make_model().page_encoders[0].hint_embedding.weight.std() < 0.05
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():

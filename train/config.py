@@ -124,6 +124,7 @@ class Network(Part):
 
     page_width: PositiveInt = 256
     page_layers: NonNegativeInt = 2
+    page_encoders: PositiveInt = 1
     hint_width: PositiveInt = 64
     window_sections: PositiveInt = 1_024
     window_overlap: NonNegativeInt = 256

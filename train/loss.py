@@ -17,7 +17,7 @@ def loss_of(
     """Return the section loss plus the weighted topic loss.
 
     Args:
-        sections: logits (S, C).
+        sections: logits (P, S, C) of P page encoders; each learns by its own loss.
         topics: logits (A, T).
         classes: (S,).
         holds: (A, T), 1 where a topic holds.
@@ -26,8 +26,9 @@ def loss_of(
         topic_weight: of the topic loss.
     """
     loss = sections.sum() * 0 + topics.sum() * 0  # every weight takes part, whatever the pack holds
-    if len(sections):
-        loss = loss + functional.cross_entropy(sections, classes, weight=class_weights)
+    if len(classes):
+        each = functional.cross_entropy(sections.flatten(0, 1), classes.repeat(len(sections)), weight=class_weights)
+        loss = loss + each
     if len(topics):
         each = functional.binary_cross_entropy_with_logits(topics, holds, reduction="none")
         loss = loss + topic_weight * (each * decided).sum() / decided.sum().clamp(min=1)

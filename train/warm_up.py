@@ -13,7 +13,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from copydesk.encode import chunk, collate_encoded
-from copydesk.labels import CLASSES
 from copydesk.network import CopydeskModel
 from copydesk.predictor import move_batch, move_chunks
 from train.config import TransformerFit
@@ -62,7 +61,7 @@ def warm_up(
         targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
         marks = torch.zeros(0, 2, packs.num_topics) if targets is None else torch.from_numpy(targets)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            sections = model.classify_sections(rows, batch) if chosen else torch.zeros(0, len(CLASSES))
+            sections = model.each_section_logits(rows, batch)
             topics = model.topic_head(articles[read].to(device)).float()
             loss = loss_of(
                 sections,
