@@ -326,7 +326,8 @@ def _label_scores(confusion: np.ndarray) -> dict[str, float]:
 def network_arguments(model: CopydeskModel) -> dict[str, Any]:
     """Return the arguments from which `CopydeskConfig` makes the config of this network again."""
     names = (
-        "num_topics page_width page_layers page_encoders num_hints hint_width window_sections window_overlap dropout encoder"
+        "num_topics page_width page_layers page_encoders num_hints hint_width window_sections window_overlap dropout "
+        "encoder"
     ).split()
     return {name: getattr(model.config, name) for name in names}
 
