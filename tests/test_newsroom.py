@@ -10,7 +10,8 @@ from copydesk.split import split
 from train.config import NewsroomSource, load_experiment
 from train.prepare import Row, assign_splits, drop_duplicates, find_leaks
 from train.sources.articles import read_topics
-from train.sources.newsroom import NUM_GROUPS, Newsroom, NewsroomError, blocks_of, compose_pages, spans_of
+from train.sources.composer import NUM_GROUPS, compose_pages, spans_of
+from train.sources.newsroom import Newsroom, NewsroomError, blocks_of
 
 ROOT = Path(__file__).parent.parent
 TOPICS = read_topics(ROOT / "data" / "topics.yaml")
@@ -31,7 +32,7 @@ paywall: meter
 {% for block in article.blocks %}<p data-label="body">{{ block.html }}</p>
 {% for piece in at("inline") %}{{ show(piece) }}{% endfor %}{% endfor %}
 <p data-label="paywall">Our own offer</p><p data-label="sponsored">Our own sponsor</p>
-{% for teaser in teasers(2) %}<p>{{ teaser.headline }}</p>{% endfor %}
+{% for teaser in teasers(2) %}<p{% if teaser.ad %} data-label="sponsored"{% endif %}>{{ teaser.headline }}</p>{% endfor %}
 {% for comment in comments(1) %}<p>{{ comment.text }}</p>{% endfor %}
 </body></html>
 """
