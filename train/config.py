@@ -129,6 +129,7 @@ class Network(Part):
     window_sections: PositiveInt = 1_024
     window_overlap: NonNegativeInt = 256
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    vector_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "Network":
@@ -178,6 +179,8 @@ class TransformerFit(Part):
     """Share of training pages that are read as if they were plain text."""
     attribute_hint_dropout: float = Field(default=0.2, ge=0, le=1)
     """Share of training pages of which only the tags are hinted, neither class names nor links."""
+    hint_word_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the single hints that are left out of the other training pages."""
     patience: PositiveInt = 2
     """Epochs without a better validation score after which training ends."""
     out_of_fold_epochs: NonNegativeInt = 0

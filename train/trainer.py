@@ -327,7 +327,7 @@ def network_arguments(model: CopydeskModel) -> dict[str, Any]:
     """Return the arguments from which `CopydeskConfig` makes the config of this network again."""
     names = (
         "num_topics page_width page_layers page_encoders num_hints hint_width window_sections window_overlap dropout "
-        "encoder"
+        "vector_dropout encoder"
     ).split()
     return {name: getattr(model.config, name) for name in names}
 
