@@ -169,8 +169,8 @@ class TransformerFit(Part):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.06, ge=0, le=1)
     """Share of all steps spent warming up."""
-    class_weights: Literal["none", "sqrt_inverse", "inverse"]
-    """How rare section labels are made to count: by this power of their share of the sections."""
+    class_weight_power: float = Field(ge=0, le=1)
+    """How rare section labels are made to count: each by the inverse of its share of the sections to this power."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     topic_weight: float = Field(default=1.0, ge=0)

@@ -30,6 +30,7 @@ from train.sources.newsroom import (
     blocks_of,
 )
 from train.sources.pages import AnnotatedPage, Annotation, classes_of
+from train.sources.roundups import Roundup, blocks_of_roundup, read_roundups
 from train.sources.variation import reshaped, retagged
 
 
@@ -40,10 +41,11 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
         NewsroomError: a file of the corpus cannot be used.
     """
     newsroom = Newsroom(source.newsroom, topics)
+    roundups = read_roundups(source.newsroom / "roundups")
     for number in range(source.num_pages):
         place = number % len(newsroom.sites)
         copy = number // len(newsroom.sites)
-        composer = composer_of(newsroom, place, copy=copy, seed=source.seed, separate=not source.only_train)
+        composer = composer_of(newsroom, roundups, place, copy=copy, seed=source.seed, separate=not source.only_train)
         html, spans = composer.page()
         raw = split(html, kind="html")
         squeezed = [_SPACE.sub("", text) for text in raw.texts()]
@@ -60,16 +62,19 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
         )
 
 
-def composer_of(newsroom: Newsroom, place: int, *, copy: int, seed: int, separate: bool) -> "Composer":
+def composer_of(
+    newsroom: Newsroom, roundups: Sequence[Roundup], place: int, *, copy: int, seed: int, separate: bool
+) -> "Composer":
     """Return what composes one page.
 
     Args:
         newsroom: the corpus.
+        roundups: those of the corpus.
         place: of the site among the sites.
         copy: which of its pages; each shows the next of its articles.
         seed: of all that is drawn.
-        separate: the site draws paywall and sponsored text from its group of families alone, so that a split by
-            group is one by family too.
+        separate: the site draws paywall and sponsored text and round-ups from its own group alone, so that a split by
+            group parts these too.
     """
     group = place % NUM_GROUPS
     families = [
@@ -77,7 +82,8 @@ def composer_of(newsroom: Newsroom, place: int, *, copy: int, seed: int, separat
         for i, family in enumerate(newsroom.families)
         if family.places and (not separate or family.label == "boilerplate" or i % NUM_GROUPS == group)
     ]
-    return Composer(newsroom, newsroom.sites[place], families, seed=seed, copy=copy)
+    own = [roundup for i, roundup in enumerate(roundups) if not separate or i % NUM_GROUPS == group]
+    return Composer(newsroom, newsroom.sites[place], families, own, seed=seed, copy=copy)
 
 
 WALLED, ADVERTISED = 0.5, 0.48
@@ -89,6 +95,8 @@ NUM_GROUPS = 6
 
 MAX_CHAPTERS = 5
 """Articles that follow the first one on a long page."""
+ROUNDED_UP = 0.6
+"""Share of long pages that hold a round-up."""
 
 _DOUBLED_ARTICLE = re.compile(r"\b[Tt]he (?=\[\[paper)")
 _LABEL = re.compile(r' data-label="[a-z]*"')
@@ -98,7 +106,16 @@ _SPACE = re.compile(r"\s+")
 class Composer:
     """Composes one page."""
 
-    def __init__(self, newsroom: Newsroom, site: Site, families: Sequence[Family], *, seed: int, copy: int) -> None:
+    def __init__(
+        self,
+        newsroom: Newsroom,
+        site: Site,
+        families: Sequence[Family],
+        roundups: Sequence[Roundup],
+        *,
+        seed: int,
+        copy: int,
+    ) -> None:
         self.newsroom, self.site = newsroom, site
         self.random = Random(f"{seed}:{site.facts.domain}:{copy}")  # noqa: S311 (a sample, no secret)
         article = site.articles[copy % len(site.articles)]
@@ -106,8 +123,8 @@ class Composer:
             update={"published": article.published + timedelta(days=self.random.randrange(-400, 400))}
         )
         self.name = f"{site.path.stem}/{article.slug}-{copy}"
-        self.families = families
-        self.blocks = reshaped([*blocks_of(article.markdown), *self._sequel()], self.random)
+        self.families, self.roundups = families, roundups
+        self.blocks = reshaped(self._blocks(), self.random)
         self.planned: dict[str, list[Piece]] = {place: [] for place in get_args(Place)}
         self.inline: dict[int, list[Piece]] = {}
         self._inline_calls = 0
@@ -117,13 +134,17 @@ class Composer:
         self.promoted: list[str] = []
         self._plan()
 
-    def _sequel(self) -> list[Block]:
-        """Return blocks of other articles of the site, as chapters of a long guide or round-up."""
-        blocks: list[Block] = []
-        if self.random.random() < self.site.facts.long:
-            others = [article for article in self.site.articles if article.slug != self.article.slug]
-            for article in self.random.sample(others, self.random.randint(1, min(MAX_CHAPTERS, len(others)))):
-                blocks += [Block("h2", html=Markup.escape(article.headline)), *blocks_of(article.markdown)]
+    def _blocks(self) -> list[Block]:
+        """Return the article; on a long page a round-up after its opening, or more articles of the site as chapters."""
+        blocks = blocks_of(self.article.markdown)
+        if self.random.random() >= self.site.facts.long:
+            return blocks
+        if self.roundups and self.random.random() < ROUNDED_UP:
+            roundup = blocks_of_roundup(self.random.choice(self.roundups), self.random)
+            return [*blocks[: self.random.randint(1, 3)], *roundup]
+        others = [article for article in self.site.articles if article.slug != self.article.slug]
+        for article in self.random.sample(others, min(self.random.randint(1, MAX_CHAPTERS), len(others))):
+            blocks += [Block("h2", html=Markup.escape(article.headline)), *blocks_of(article.markdown)]
         return blocks
 
     # What stands on the page. Frequencies are those of the real newsroom pages.
