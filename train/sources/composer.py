@@ -93,7 +93,7 @@ NUM_GROUPS = 6
 """Groups of sites and families: test, validation and the other folds of the usual five take one each."""
 
 
-MAX_CHAPTERS = 5
+MAX_CHAPTERS = 8
 """Articles that follow the first one on a long page."""
 ROUNDED_UP = 0.6
 """Share of long pages that hold a round-up."""
@@ -140,8 +140,11 @@ class Composer:
         if self.random.random() >= self.site.facts.long:
             return blocks
         if self.roundups and self.random.random() < ROUNDED_UP:
-            roundup = blocks_of_roundup(self.random.choice(self.roundups), self.random)
-            return [*blocks[: self.random.randint(1, 3)], *roundup]
+            blocks = blocks[: self.random.randint(1, 3)]
+            count = min(self.random.choice([1, 1, 1, 2, 3]), len(self.roundups))
+            for roundup in self.random.sample(self.roundups, count):
+                blocks += blocks_of_roundup(roundup, self.random)
+            return blocks
         others = [article for article in self.site.articles if article.slug != self.article.slug]
         for article in self.random.sample(others, min(self.random.randint(1, MAX_CHAPTERS), len(others))):
             blocks += [Block("h2", html=Markup.escape(article.headline)), *blocks_of(article.markdown)]
