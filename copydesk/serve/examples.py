@@ -59,6 +59,8 @@ _ANSWER: dict[str, Any] = {
     "topics": [],
     "model": {"name": "copydesk", "version": "3d936ba16768"},
 }
+_ANY_BYTES: dict[str, Any] = {}
+"""A crawler's page may be anything; OpenAPI 3.1 says so by saying nothing."""
 _FAILED = {"source": None, "error": "the page has 10,412 sections, the limit is 10,000: cut it, or raise max_sections"}
 
 PAGES_ANSWER: dict[str, Any] = {
@@ -96,8 +98,8 @@ def pages_request(page: Any) -> dict[str, Any]:
                     "many": {"value": [one, {"text": PAGE_TEXT}]},
                 },
             },
-            HTML: {"schema": {"type": "string"}, "example": PAGE_HTML},
-            TEXT: {"schema": {"type": "string"}, "example": PAGE_TEXT},
+            HTML: {"schema": _ANY_BYTES, "example": PAGE_HTML},
+            TEXT: {"schema": _ANY_BYTES, "example": PAGE_TEXT},
         },
     }
 
@@ -106,7 +108,7 @@ def stream_request() -> dict[str, Any]:
     """Describe the body that `POST /v1/pages/stream` takes."""
     lines = [{"html": PAGE_HTML, "url": URL}, {"text": PAGE_TEXT}]
     example = "".join(f"{json.dumps(line)}\n" for line in lines)
-    content = {name: {"schema": {"type": "string"}, "example": example} for name in LINES}
+    content = {name: {"schema": _ANY_BYTES, "example": example} for name in LINES}
     return {"required": True, "content": content}
 
 

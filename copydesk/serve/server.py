@@ -167,6 +167,8 @@ class Server(uvicorn.Server):
         self.lost = len(self.server_state.tasks)
         self.config.timeout_graceful_shutdown = 1
         await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
         log.info("ended", extra={"facts": {"lost_requests": self.lost}})
 
 

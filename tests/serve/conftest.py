@@ -40,7 +40,7 @@ class Slow(ModelSource):
         return predictor
 
 options = json.loads(sys.argv[2])
-sys.exit(serve(Slow(sys.argv[1]), Settings(**options["settings"]), host="127.0.0.1", port=0))
+sys.exit(serve(Slow(sys.argv[1]), Settings(**options["settings"]), host="127.0.0.1", port=0, keys=options["keys"]))
 """
 
 
@@ -72,11 +72,14 @@ def client_of(predictor: Predictor) -> Iterator[Callable[..., TestClient]]:
 class Service:
     """A service in a process of its own."""
 
-    def __init__(self, model: Path | str, *, seconds_a_page: float = 0, **settings: Any) -> None:
-        options = json.dumps({"seconds_a_page": seconds_a_page, "settings": settings})
+    def __init__(
+        self, model: Path | str, *, seconds_a_page: float = 0, keys: tuple[str, ...] = (), **settings: Any
+    ) -> None:
+        options = json.dumps({"seconds_a_page": seconds_a_page, "keys": keys, "settings": settings})
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "error", "-c", RUN, str(model), options]
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.is_ending = False
         self.logged: list[dict] = []
         self._news: Queue[dict] = Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -96,14 +99,19 @@ class Service:
             pass
         return row
 
+    def end(self) -> None:
+        """Send SIGTERM."""
+        self.is_ending = True
+        self.process.terminate()
+
     def version(self) -> str:
         """Return the version of the model that reads now."""
         return httpx2.get(f"{self.url}/v1/model", timeout=60).json()["version"]
 
     def stop(self) -> int:
-        """End the service if it still runs, and return its exit status."""
-        if self.process.poll() is None:
-            self.process.terminate()
+        """End the service unless a test has begun that, and return its exit status."""
+        if not self.is_ending:
+            self.end()
         status = self.process.wait(timeout=60)
         self._reader.join(timeout=10)
         self.process.stderr.close()
