@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,31 +51,43 @@ def serve(
         ValueError: the model cannot be loaded.
         OSError: the address cannot be listened on.
     """
-    _log_as_json(log_level)
-    version = source.version() if source.is_watched else ""
-    desk = Desk(source.load(), settings)
-    config = uvicorn.Config(
-        create_app(desk, keys=keys),
-        host=host,
-        port=port,
-        http=Protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
-        limit_concurrency=settings.max_connections,
-    )
-    Protocol.header_timeout = settings.read_timeout
-    server = Server(config, desk, source, version=version)
-    server.run(sockets=[config.bind_socket()])
+    with _bound(host, port) as listening:
+        _log_as_json(log_level)
+        version = source.version() if source.is_watched else ""
+        desk = Desk(source.load(), settings)
+        config = uvicorn.Config(
+            create_app(desk, keys=keys),
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(settings.grace)),
+            limit_concurrency=settings.max_connections,
+        )
+        Protocol.header_timeout = settings.read_timeout
+        server = Server(config, desk, source, version=version)
+        server.run(sockets=[listening])
     logging.shutdown()
     if server.lost:
         sys.stderr.flush()
         os._exit(1)  # the model's thread may still compute, and nobody waits for it
     return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Take an address, before the model is loaded; nobody can connect yet."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 class Protocol(H11Protocol):

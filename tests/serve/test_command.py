@@ -1,9 +1,23 @@
+import logging
+import socket
+from collections.abc import Iterator
+
 import pytest
 from typer.testing import CliRunner
 
 from copydesk.cli import app
 from copydesk.serve.command import read_keys
 from copydesk.serve.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The service sets up logging for its whole process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def run(*arguments: str):
@@ -80,8 +94,17 @@ def test_a_key_file_without_a_usable_key_is_refused(tmp_path, content):
     ],
 )
 def test_what_cannot_be_served_is_said_before_anything_listens(tiny_model, arguments, words):
-    result = run(*(["--model", str(tiny_model)] if "--model" not in arguments else []), *arguments)
+    model = [] if "--model" in arguments else ["--model", str(tiny_model)]
+
+    result = run("--port", "0", *model, *arguments)
 
     assert result.exit_code == 2
     assert words in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_an_address_that_is_taken_is_said_at_once(tiny_model):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run("--model", str(tiny_model), "--port", str(taken.getsockname()[1]))
+
+    assert (result.exit_code, "in use" in result.stderr) == (2, True)
