@@ -13,7 +13,7 @@ setup: $(VENV)/ready  ## install everything into .venv
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[train]' --group dev
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,train]' --group dev
 	touch $@
 
 demo: setup  ## train on the newsroom corpus and show a page of a site that it did not train on

@@ -1,4 +1,4 @@
-"""The command line: `copydesk predict | info | export`.
+"""The command line: `copydesk predict | serve | info | export`.
 
 Knows options, terminals and exit codes; knows nothing of how a page is found, read or labelled.
 """
@@ -8,15 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from copydesk.console import ModelOption, give_up, model_folder, stderr
 from copydesk.detect import Kind
 from copydesk.inputs import InputError, find_pages, predict_pages
 from copydesk.page import FailedPage, Page
+from copydesk.serve.command import serve
 from copydesk.split import Limits
 from copydesk.terminal import UNPRINTABLE, megabytes, printable, show_facts, show_pages
 
@@ -35,17 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Read scraped news pages: what is body, boilerplate, paywall or sponsored, and what the article is about.",
 )
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="DIR",
-        envvar="COPYDESK_MODEL",
-        help="Model folder. Without it: models/released of the checkout, or of the current folder.",
-        show_default=False,
-    ),
-]
 
 
 def main() -> None:
@@ -99,8 +90,8 @@ def predict(  # noqa: PLR0913 (an argument an option)
     try:
         sources = find_pages(paths)
     except InputError as error:
-        _give_up(error)
-    folder = _model_folder(model)
+        give_up(error)
+    folder = model_folder(model)
     failed = 0
     with _opened(output) as stream:
         predictor = _load(folder, device=device, limits=limits)
@@ -118,8 +109,11 @@ def predict(  # noqa: PLR0913 (an argument an option)
         _write(rows(), stream, format=format)
     if failed:
         if format != "text" or output:
-            _stderr().print(Text(f"{failed:,} of {len(sources):,} pages could not be read: see `error` in their rows"))
+            stderr().print(Text(f"{failed:,} of {len(sources):,} pages could not be read: see `error` in their rows"))
         raise typer.Exit(1)
+
+
+app.command()(serve)
 
 
 @app.command()
@@ -139,11 +133,11 @@ def info(
     """Say what a model is, and check that its files are what they were."""
     from copydesk.saved import ModelError, read_description, read_manifest
 
-    folder = _model_folder(model)
+    folder = model_folder(model)
     try:
         facts = _facts(folder, read_manifest(folder), read_description(folder))
     except (ModelError, OSError) as error:
-        _give_up(error)
+        give_up(error)
     if as_json:
         import json
 
@@ -164,11 +158,11 @@ def export(
     from copydesk.encoder import EncoderError
     from copydesk.saved import ModelError, export_standalone
 
-    folder = _model_folder(model)
+    folder = model_folder(model)
     try:
         manifest = export_standalone(folder, standalone)
     except (ModelError, EncoderError, OSError) as error:
-        _give_up(error)
+        give_up(error)
     size = sum((standalone / file).stat().st_size for file in manifest.files)
     print(printable(f"{standalone}: {manifest.name} {manifest.version}, {megabytes(size)}"))
 
@@ -194,38 +188,15 @@ def _options(
     pass
 
 
-def _model_folder(model: str | None) -> Path:
-    if model:
-        return Path(model)
-    places = (Path(__file__).parents[1] / "models" / "released", Path("models", "released"))
-    for folder in places:
-        if folder.is_dir():
-            return folder
-    _give_up(
-        f"there is no model: neither --model nor COPYDESK_MODEL names one, and {' and '.join(map(str, places))} do not "
-        "exist. Train one with `make demo` in a checkout, or name a model folder with --model DIR or COPYDESK_MODEL=DIR"
-    )
-    return None
-
-
 def _load(folder: Path, *, device: Literal["auto", "cpu", "cuda"], limits: Limits) -> "Predictor":
-    console = _stderr()
+    console = stderr()
     with console.status("reading the model") if console.is_terminal else contextlib.nullcontext():
         from copydesk.predictor import load
 
         try:
             return load(folder, device=device, limits=limits)
         except (ValueError, OSError) as error:  # ModelError, EncoderError, a device that is not there
-            _give_up(error)
-
-
-def _give_up(reason: object) -> NoReturn:
-    _stderr().print(Text.assemble(("error: ", "bold red"), printable(str(reason))))
-    raise typer.Exit(2)
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+            give_up(error)
 
 
 @contextlib.contextmanager
@@ -242,7 +213,7 @@ def _opened(output: str | None) -> Iterator[TextIO]:
             # The rest of the buffer cannot be written either, and the interpreter would say so as it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if not isinstance(error, BrokenPipeError):
-                _give_up(f"cannot write to standard output: {error.strerror}")
+                give_up(f"cannot write to standard output: {error.strerror}")
             raise typer.Exit(1) from error
         return
     target = Path(output).resolve()
@@ -254,7 +225,7 @@ def _opened(output: str | None) -> Iterator[TextIO]:
         if not in_place:
             path.replace(target)
     except OSError as error:
-        _give_up(f"cannot write {output} ({error.strerror}): name a file in a folder that exists and is yours to write")
+        give_up(f"cannot write {output} ({error.strerror}): name a file in a folder that exists and is yours to write")
     finally:
         if not in_place:
             path.unlink(missing_ok=True)
@@ -263,7 +234,7 @@ def _opened(output: str | None) -> Iterator[TextIO]:
 @contextlib.contextmanager
 def _progress(*, total: int, hidden: bool) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error where that is a terminal, and give the function that moves it."""
-    console = _stderr()
+    console = stderr()
     if hidden or total < 2 or not console.is_terminal:
         yield lambda: None
         return

@@ -35,10 +35,22 @@ class Document(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class PreparedPage:
+    """A page, split and encoded, that waits for the network."""
+
     document: Document
     raw: RawPage
     encoded: EncodedPage
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the section encoder reads for this page."""
+        return self.encoded.num_tokens
+
+    @property
+    def num_sections(self) -> int:
+        """Sections of this page."""
+        return len(self.encoded)
 
 
 def load(path: str | Path, *, device: Device = "auto", limits: Limits | None = None) -> "Predictor":
@@ -85,7 +97,10 @@ def tune_malloc() -> None:
 
 
 class Predictor:
-    """Reads pages. Make one with `copydesk.load`; it may be used from one thread at a time."""
+    """Reads pages. Make one with `copydesk.load`.
+
+    It may be used from one thread at a time; only `prepare` may run in others meanwhile.
+    """
 
     def __init__(
         self,
@@ -155,13 +170,13 @@ class Predictor:
         return self._read(documents, keep_failures=True)
 
     def _read(self, documents: Iterable[Document | FailedPage], *, keep_failures: bool) -> Iterator[Page | FailedPage]:
-        waiting: list[_Prepared | FailedPage] = []
+        waiting: list[PreparedPage | FailedPage] = []
         tokens = sections = 0
         for document in documents:
             item = document if isinstance(document, FailedPage) else self._prepare(document, keep_failures)
-            if isinstance(item, _Prepared):
-                tokens += item.encoded.num_tokens
-                sections += len(item.encoded)
+            if isinstance(item, PreparedPage):
+                tokens += item.num_tokens
+                sections += item.num_sections
             over = (
                 tokens > self.max_batch_tokens
                 or sections > self.max_batch_sections
@@ -170,43 +185,55 @@ class Predictor:
             if waiting and over:
                 yield from self._finish(waiting, keep_failures)
                 waiting = []
-                tokens = item.encoded.num_tokens if isinstance(item, _Prepared) else 0
-                sections = len(item.encoded) if isinstance(item, _Prepared) else 0
+                tokens = item.num_tokens if isinstance(item, PreparedPage) else 0
+                sections = item.num_sections if isinstance(item, PreparedPage) else 0
             waiting.append(item)
         yield from self._finish(waiting, keep_failures)
 
-    def _prepare(self, document: Document, keep_failures: bool) -> _Prepared | FailedPage:  # noqa: FBT001 (private)
+    def _prepare(self, document: Document, keep_failures: bool) -> PreparedPage | FailedPage:  # noqa: FBT001 (private)
         try:
-            raw = split(document.content, kind=document.kind, limits=self.limits)
+            return self.prepare(document)
         except PageError as error:
             if not keep_failures:
                 raise
             return FailedPage(source=document.source, error=str(error))
-        return _Prepared(document, raw, self._text_encoder.encode_page(raw))
 
     def _finish(
         self,
-        waiting: Sequence[_Prepared | FailedPage],
+        waiting: Sequence[PreparedPage | FailedPage],
         keep_failures: bool,  # noqa: FBT001 (private)
     ) -> Iterator[Page | FailedPage]:
-        prepared = [item for item in waiting if isinstance(item, _Prepared)]
-        pages = iter(self._predict_each(prepared) if keep_failures else self._predict_batch(prepared))
+        prepared = [item for item in waiting if isinstance(item, PreparedPage)]
+        pages = iter(self.read_batch(prepared) if keep_failures else self._predict_batch(prepared))
         for item in waiting:
-            yield next(pages) if isinstance(item, _Prepared) else item
+            yield next(pages) if isinstance(item, PreparedPage) else item
 
-    def _predict_each(self, batch: Sequence[_Prepared]) -> Sequence[Page | FailedPage]:
-        """Predict a batch; if a page breaks the model, find out which by halves."""
+    def prepare(self, document: Document) -> PreparedPage:
+        """Split and encode a page, in any thread.
+
+        Raises:
+            PageError: the page breaks a limit.
+        """
+        raw = split(document.content, kind=document.kind, limits=self.limits)
+        return PreparedPage(document, raw, self._text_encoder.encode_page(raw))
+
+    def read_batch(self, batch: Sequence[PreparedPage]) -> Sequence[Page | FailedPage]:
+        """Read pages in one batch; if one breaks the model, find out which by halves.
+
+        Returns:
+            A `Page` for each, or a `FailedPage` for one that breaks the model.
+        """
         try:
             return self._predict_batch(batch)
         except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
-                return [*self._predict_each(batch[:middle]), *self._predict_each(batch[middle:])]
+                return [*self.read_batch(batch[:middle]), *self.read_batch(batch[middle:])]
             log.exception("the model failed on %s", batch[0].document.source)
             reason = f"the model failed on this page ({type(error).__name__}: {error}): report the page"
             return [FailedPage(source=batch[0].document.source, error=reason)]
 
-    def _predict_batch(self, batch: Sequence[_Prepared]) -> list[Page]:
+    def _predict_batch(self, batch: Sequence[PreparedPage]) -> list[Page]:
         temperature = self.saved.description.section_temperature
         logits = self.section_logits([item.encoded for item in batch])
         probabilities = [class_probabilities(page, temperature=temperature) for page in logits]

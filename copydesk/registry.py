@@ -75,6 +75,24 @@ def fetch(uri: str, *, folder: Path | str | None = None) -> Path:
     return found[0]
 
 
+def version_of(uri: str) -> str:
+    """Return the version that a registry address with an alias stands for now.
+
+    Args:
+        uri: `models:/NAME@ALIAS`.
+
+    Raises:
+        RegistryError: mlflow is not installed, or the store does not know the alias.
+    """
+    mlflow = _import_mlflow()
+    name, _, alias = uri.removeprefix(SCHEME).partition("@")
+    store = tracking_uri()
+    try:
+        return str(mlflow.MlflowClient(tracking_uri=store).get_model_version_by_alias(name, alias).version)
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise RegistryError(f"{uri} cannot be found in {store}: {error}") from error
+
+
 def publish(folder: Path | str, *, example: str, store: "MlflowClient", run_id: str, register: bool) -> str:
     """Store a model folder as what MLflow calls a logged model of a run.
 

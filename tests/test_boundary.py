@@ -83,11 +83,43 @@ def test_the_wheel_holds_the_runtime_and_nothing_else():
     assert set(build) == {"targets"}
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+SERVICE = [path for path in RUNTIME if path.parent.name == "serve"]
+
+
+def names_of(dependencies: list[str]) -> set[str]:
+    return {dependency.partition(">")[0].replace("-", "_") for dependency in dependencies}
+
+
 def test_what_the_runtime_imports_is_a_dependency():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {dependency.partition(">")[0].replace("-", "_") for dependency in project["dependencies"]}
-    used = set().union(*(imported(path) for path in RUNTIME if path.name not in {"registry.py", "pyfunc.py"}))
+    declared = names_of(PROJECT["dependencies"])
+    files = set(RUNTIME) - set(SERVICE)
+    used = set().union(*(imported(path) for path in files if path.name not in {"registry.py", "pyfunc.py"}))
 
     with_transformers = {"huggingface_hub"}
     assert used - set(sys.stdlib_module_names) - {"copydesk"} <= declared | with_transformers
     assert declared - {"charset_normalizer"} <= used
+
+
+def test_what_the_service_imports_besides_is_its_extra():
+    extra = names_of(PROJECT["optional-dependencies"]["serve"])
+    used = set().union(*map(imported, SERVICE)) - set(sys.stdlib_module_names) - {"copydesk"}
+
+    with_fastapi, with_uvicorn = {"starlette"}, {"h11"}
+    assert used - names_of(PROJECT["dependencies"]) <= extra | with_fastapi | with_uvicorn
+    assert extra <= used
+
+
+def test_every_other_command_works_without_the_service(tiny_model):
+    blocked = ["fastapi", "fastapi_offline", "prometheus_client", "starlette", "uvicorn", "mlflow"]
+    block = "import json, sys; sys.modules.update(dict.fromkeys(json.loads(sys.argv.pop(1))))"
+    code = f"{block}; from copydesk.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COPYDESK_MODEL": str(tiny_model)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, json.dumps(blocked), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    assert "weights.safetensors" in run("info").stdout
+    refused = run("serve", "--port", "0")
+    assert (refused.returncode, "pip install 'copydesk[serve]'" in refused.stderr) == (2, True)

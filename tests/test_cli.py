@@ -288,7 +288,7 @@ def test_a_missing_model_is_named_without_a_traceback(pages):
 
 def test_without_any_model_the_error_says_how_to_get_one(pages, monkeypatch):
     monkeypatch.delenv("COPYDESK_MODEL")
-    monkeypatch.setattr("copydesk.cli.__file__", str(pages / "copydesk" / "cli.py"))
+    monkeypatch.setattr("copydesk.console.__file__", str(pages / "copydesk" / "cli.py"))
 
     result = run("predict", "pages")
 
@@ -299,7 +299,7 @@ def test_without_any_model_the_error_says_how_to_get_one(pages, monkeypatch):
 
 def test_the_released_model_of_the_current_folder_is_the_default(pages, tmp_path, tiny_model, monkeypatch):
     monkeypatch.delenv("COPYDESK_MODEL")
-    monkeypatch.setattr("copydesk.cli.__file__", str(pages / "copydesk" / "cli.py"))
+    monkeypatch.setattr("copydesk.console.__file__", str(pages / "copydesk" / "cli.py"))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "released").symlink_to(tiny_model)
 

@@ -1,0 +1,1 @@
+"""The HTTP service (extra `[serve]`): `copydesk serve`."""
