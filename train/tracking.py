@@ -69,6 +69,8 @@ def start_run(experiment: Experiment, *, watch_system: bool = True) -> "Run":
 
 def continue_run(experiment: Experiment) -> "Run":
     """Continue the run that `start_run` started; where the store does not know it, say so and start one."""
+    if int(os.environ.get("RANK", "0")):
+        return Run(None, "")
     try:
         run_id = json.loads(_record(experiment).read_text("utf-8"))["run_id"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -87,6 +89,11 @@ def continue_run(experiment: Experiment) -> "Run":
     run = Run(store, run_id)
     run.log_settings(experiment, before=stored.data.params)
     return run
+
+
+def resume_run(experiment: Experiment) -> "Run":
+    """Continue the run of a training that was broken off."""
+    return continue_run(experiment)
 
 
 def _without_store(error: Exception) -> "Run":
