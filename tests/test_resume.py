@@ -1,7 +1,6 @@
 """A training that is broken off anywhere and resumed ends with the weights, and the losses, of an unbroken one."""
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -9,6 +8,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +114,13 @@ def train(folder: Path, overrides: list[str], kill: tuple[str, int] | None, limi
 
 
 @pytest.fixture(scope="module")
-def apart() -> Callable[..., int]:
-    """Give a function that fits in a process of its own, which need not load modules, and returns its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_resume"])
+def run(apart: ForkServerContext) -> Callable[..., int]:
+    """Give a function that fits in a process of its own and returns its exit code."""
 
     def run(
         folder: Path, overrides: list[str], *, kill: tuple[str, int] | None = None, limit: int | None = None
     ) -> int:
-        process = context.Process(target=train, args=(folder, overrides, kill, limit))
+        process = apart.Process(target=train, args=(folder, overrides, kill, limit))
         process.start()
         process.join()
         return process.exitcode
@@ -150,18 +148,18 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def short(prepared: Path, tmp_path_factory: pytest.TempPathFactory, apart: Callable[..., int]) -> dict[str, str]:
+def short(prepared: Path, tmp_path_factory: pytest.TempPathFactory, run: Callable[..., int]) -> dict[str, str]:
     """Give the hashes of an unbroken short training."""
     folder = copied(prepared, tmp_path_factory.mktemp("short") / "unbroken")
-    assert apart(folder, SHORT) == 0
+    assert run(folder, SHORT) == 0
     return hashes(folder)
 
 
 @pytest.fixture(scope="module")
-def broken(prepared: Path, tmp_path_factory: pytest.TempPathFactory, apart: Callable[..., int]) -> Path:
+def broken(prepared: Path, tmp_path_factory: pytest.TempPathFactory, run: Callable[..., int]) -> Path:
     """Give a folder in which a short training was killed after some checkpoints."""
     folder = copied(prepared, tmp_path_factory.mktemp("short") / "broken")
-    assert apart(folder, SHORT, kill=("step", 4)) == -signal.SIGKILL
+    assert run(folder, SHORT, kill=("step", 4)) == -signal.SIGKILL
     assert {path.name for path in (folder / MAIN).glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
     return folder
 
@@ -174,13 +172,13 @@ def broken_off(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder
 
 
-def test_killed_at_twenty_points_it_ends_with_the_same_weights_and_losses(workplace: Path, apart: Callable[..., int]):
+def test_killed_at_twenty_points_it_ends_with_the_same_weights_and_losses(workplace: Path, run: Callable[..., int]):
     unbroken = copied(workplace, workplace.parent / "unbroken")
-    assert apart(unbroken, LONG) == 0
+    assert run(unbroken, LONG) == 0
 
     for kill in KILLS:
-        assert apart(workplace, LONG, kill=kill) == -signal.SIGKILL, kill
-    assert apart(workplace, LONG) == 0
+        assert run(workplace, LONG, kill=kill) == -signal.SIGKILL, kill
+    assert run(workplace, LONG) == 0
 
     expected = losses(unbroken)
     assert {len(seen) for seen in expected.values()} == {1}
@@ -191,8 +189,8 @@ def test_killed_at_twenty_points_it_ends_with_the_same_weights_and_losses(workpl
     assert len(KILLS) == 20
 
 
-def test_training_twice_gives_files_of_the_same_hash(workplace: Path, apart: Callable[..., int], short: dict[str, str]):
-    assert apart(workplace, SHORT) == 0
+def test_training_twice_gives_files_of_the_same_hash(workplace: Path, run: Callable[..., int], short: dict[str, str]):
+    assert run(workplace, SHORT) == 0
 
     assert hashes(workplace) == short
 
@@ -202,14 +200,14 @@ def test_training_twice_gives_files_of_the_same_hash(workplace: Path, apart: Cal
     [("model.safetensors", "altered"), ("optimizer.pt", "truncated"), ("trainer_state.json", "altered")],
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    broken_off: Path, apart: Callable[..., int], short: dict[str, str], file: str, damage: str
+    broken_off: Path, run: Callable[..., int], short: dict[str, str], file: str, damage: str
 ):
     damaged = MAIN / "checkpoint-3" / file
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 4
     damaged.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
 
-    assert apart(broken_off, SHORT) == 0
+    assert run(broken_off, SHORT) == 0
 
     assert f"{MAIN / 'checkpoint-3'} is passed over: " in Path("output.txt").read_text("utf-8")
     assert hashes(broken_off) == short
@@ -217,16 +215,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 @pytest.mark.parametrize("full_at", ["model.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    broken_off: Path, apart: Callable[..., int], short: dict[str, str], full_at: str
+    broken_off: Path, run: Callable[..., int], short: dict[str, str], full_at: str
 ):
     limit = (MAIN / "checkpoint-3" / full_at).stat().st_size - 1_000
 
-    assert apart(broken_off, SHORT, limit=limit) == 1
+    assert run(broken_off, SHORT, limit=limit) == 1
 
     assert "make room, then run with --resume" in Path("output.txt").read_text("utf-8")
     assert checkpoints.newest_whole(MAIN) == MAIN / "checkpoint-3"
     assert not list((MAIN / "partial").iterdir())
-    assert apart(broken_off, SHORT) == 0
+    assert run(broken_off, SHORT) == 0
     assert hashes(broken_off) == short
 
 
