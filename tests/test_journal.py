@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import resource
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -215,6 +217,26 @@ def test_the_torn_end_of_a_journal_is_left_out(tmp_path: Path):
     whole = Journal(tmp_path / "one")
     assert [entry["name"] for entry in whole.waiting()] == ["a", "c"]
     whole.close()
+
+
+def test_a_full_disk_leaves_whole_entries(tmp_path: Path):
+    journal = Journal(tmp_path / "one")
+    journal.add("tag", name="a", value="b")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # stands for a full disk
+    try:
+        with pytest.raises(OSError, match=r"No space left|File too large"):
+            journal.add("tag", name="c", value="d" * 2_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    journal.add("tag", name="e", value="f")
+    journal.close()
+
+    again = Journal(tmp_path / "one")
+    assert [entry["name"] for entry in again.waiting()] == ["a", "e"]
+    again.close()
 
 
 def test_a_journal_is_open_once(tmp_path: Path):

@@ -1,10 +1,12 @@
 """Two processes under torchrun learn what one process learns from the same batches, also after they were killed."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from train.config import load_experiment
 from train.fit import fit
+from train.loss import loss_of
 
 OVERRIDES = (
     "fit.epochs=4 fit.patience=9 fit.tokens_per_batch=3_000 fit.checkpoint_steps=2 fit.warm_up_epochs=1 "
@@ -70,3 +73,25 @@ def test_two_processes_learn_what_one_does_killed_and_resumed_in_between():
     found = json.loads((FITTED / "fit.json").read_text("utf-8"))
     assert (found["steps"], found["best_step"]) == (summary["steps"], summary["best_step"])
     assert found["validation_macro_f1"] == pytest.approx(summary["validation_macro_f1"])
+
+
+def test_the_mean_of_the_losses_of_two_unequal_shares_is_the_loss_of_all_rows():
+    random = torch.Generator().manual_seed(0)
+    sections, topics = torch.randn(2, 9, 5, generator=random), torch.randn(4, 3, generator=random)
+    classes = torch.randint(0, 5, (9,), generator=random)
+    holds, decided = (torch.randint(0, 2, (4, 3), generator=random).float() for _ in range(2))
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    shares = [(slice(0, 7), slice(0, 1)), (slice(7, 9), slice(1, 4))]
+
+    def loss(rows: slice, articles: slice, over_processes: Callable) -> torch.Tensor:
+        batch = sections[:, rows], topics[articles], classes[rows], holds[articles], decided[articles]
+        return loss_of(*batch, class_weights=weights, topic_weight=2.0, over_processes=over_processes)
+
+    held: list[list[torch.Tensor]] = [[], []]
+    for (rows, articles), numbers in zip(shares, held, strict=True):
+        loss(rows, articles, lambda number, numbers=numbers: numbers.append(number) or number)
+    means = [(one + other) / 2 for one, other in zip(*held, strict=True)]
+    left = itertools.chain(means, means)
+    each = [loss(rows, articles, lambda _: next(left)) for rows, articles in shares]
+
+    torch.testing.assert_close(sum(each) / 2, loss(slice(None), slice(None), lambda number: number))

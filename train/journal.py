@@ -3,6 +3,7 @@
 Knows one folder a run and that it survives the process; knows nothing of where entries go.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -64,8 +65,15 @@ class Journal:
             OSError: the disk is full.
         """
         entry = {"kind": kind, **content}
+        line = json.dumps(entry).encode() + b"\n"
         with self._lock:
-            self._file.write(json.dumps(entry).encode() + b"\n")
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(size)  # half a line would spoil the next
+                raise
             self.entries.append(entry)
 
     def waiting(self) -> list[Entry]:

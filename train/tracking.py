@@ -64,8 +64,10 @@ def continue_run(experiment: Experiment, *, watch_system: bool = False) -> "Run"
         return Run(None)
     try:
         known = json.loads(_record(experiment).read_text("utf-8"))
-        run_id, name, before = str(known["run_id"]), str(known["journal"]), dict(known["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
+        run_id, name, before = known["run_id"], known.get("journal") or known["run_id"], known.get("settings") or {}
+        if not name:
+            raise KeyError("journal")
+    except (OSError, ValueError, KeyError, AttributeError):
         log.warning("%s names no MLflow run to continue: starting a new one", _record(experiment))
         return start_run(experiment, watch_system=watch_system)
     run = _open(experiment, name, run_id=run_id)
