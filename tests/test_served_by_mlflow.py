@@ -81,13 +81,14 @@ def answers(url: str) -> bool:
         return False
 
 
-def predicted(folder: Path, environment: dict[str, str], *options: str, page: str) -> dict[str, Any]:
+def predicted(folder: Path, environment: dict[str, str], *, page: str) -> dict[str, Any]:
     """Return what `copydesk predict` says of a page."""
-    command = ["copydesk", "predict", "-", "--model", str(folder), "--format", "json", *options]
+    command = ["copydesk", "predict", "-", "--model", str(folder), "--format", "json"]
     done = subprocess.run(
         command, input=page, env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=300
     )
-    return json.loads(done.stdout)
+    (read,) = json.loads(done.stdout)
+    return read
 
 
 def labels_and_offsets(page: dict[str, Any]) -> list[tuple]:
