@@ -87,6 +87,15 @@ class EncodedPage:
         """Return the page as it would look if its elements had no class names and its links no address."""
         return replace(self, hints=[ids[:count] for ids, count in zip(self.hints, self.num_tag_hints, strict=True)])
 
+    def thinned(self, random: np.random.Generator, *, share: float) -> "EncodedPage":
+        """Return the page with this share of its hints left out, each by itself."""
+        kept = [random.random(len(ids)) >= share for ids in self.hints]
+        return replace(
+            self,
+            hints=[ids[chosen] for ids, chosen in zip(self.hints, kept, strict=True)],
+            num_tag_hints=[int(mask[:n].sum()) for mask, n in zip(kept, self.num_tag_hints, strict=True)],
+        )
+
 
 _NO_HINTS = np.zeros(0, dtype=np.int64)
 

@@ -36,6 +36,7 @@ class CopydeskConfig(PretrainedConfig):
         window_sections: int = 1_024,
         window_overlap: int = 256,
         dropout: float = 0.0,
+        vector_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Describe a network.
@@ -51,6 +52,7 @@ class CopydeskConfig(PretrainedConfig):
             window_sections: sections that the page encoder reads at once.
             window_overlap: sections that neighbouring windows share.
             dropout: on the page encoder's residuals, in training.
+            vector_dropout: on the section vectors that it reads, in training.
             kwargs: what transformers keeps in every config.
         """
         self.encoder = encoder
@@ -63,6 +65,7 @@ class CopydeskConfig(PretrainedConfig):
         self.window_sections = window_sections
         self.window_overlap = window_overlap
         self.dropout = dropout
+        self.vector_dropout = vector_dropout
         super().__init__(**kwargs)
 
 
@@ -127,6 +130,7 @@ class PageEncoder(nn.Module):
     def __init__(self, config: CopydeskConfig, width: int) -> None:
         super().__init__()
         self.size, self.overlap = config.window_sections, config.window_overlap
+        self.vector_dropout = nn.Dropout(config.vector_dropout)
         self.section_projection = nn.Linear(width, config.page_width)
         self.feature_projection = nn.Linear(NUM_FEATURES, config.page_width)
         self.hint_embedding = nn.EmbeddingBag(config.num_hints, config.hint_width, mode="sum")
@@ -139,7 +143,8 @@ class PageEncoder(nn.Module):
     def forward(self, sections: torch.Tensor, batch: PageBatch) -> torch.Tensor:
         """Return (S, page_width) from section vectors (S, D)."""
         hints = self.hint_embedding(batch.hint_ids, batch.hint_offsets)
-        x = self.section_projection(sections) + self.feature_projection(batch.features) + self.hint_projection(hints)
+        vectors = self.section_projection(self.vector_dropout(sections))
+        x = vectors + self.feature_projection(batch.features) + self.hint_projection(hints)
         pages = [self._read(page) for page in x.split(batch.page_lengths)]
         return self.norm(torch.cat(pages))
 

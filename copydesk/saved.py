@@ -23,7 +23,8 @@ from copydesk.encoder import EncoderError, encoder_folder, sha256_of
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
-FORMAT = 1
+FORMAT = 2
+"""2: several page encoders."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",
@@ -122,10 +123,9 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > FORMAT:
-            raise ModelError(
-                f"{folder} has the format {version}, this copydesk reads up to {FORMAT}: upgrade copydesk to read it"
-            )
+        if isinstance(version, int) and version != FORMAT:
+            remedy = "upgrade copydesk" if version > FORMAT else "fetch a newer model, or run the release stage again"
+            raise ModelError(f"{folder} has the format {version}, this copydesk reads {FORMAT}: {remedy}")
         manifest = Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ModelError(f"{path} is broken ({error}): fetch the folder again") from error

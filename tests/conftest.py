@@ -100,7 +100,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
             "tokens_per_batch": 8_000,
             "learning_rate": 0.01,
             "head_learning_rate": 0.01,
-            "class_weights": "sqrt_inverse",
+            "class_weight_power": 0.5,
         },
         "release": {"name": "tiny", "register_model": False},
         "evaluate": {"bootstrap_samples": 20},

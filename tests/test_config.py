@@ -30,7 +30,7 @@ fit:
   epochs: 2
   learning_rate: 2e-4
   head_learning_rate: 1.0e-3
-  class_weights: none
+  class_weight_power: 0
 """
 
 

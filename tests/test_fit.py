@@ -208,11 +208,11 @@ def test_training_lowers_the_loss_on_what_was_trained_on():
     assert summary["validation_macro_f1"] > 0.3
 
 
-@pytest.mark.parametrize(
-    ("name", "weights"), [("none", [1, 1, 1]), ("sqrt_inverse", [1, 2, 10]), ("inverse", [1, 4, 100])]
-)
-def test_rare_classes_weigh_by_the_power_asked_for(name, weights):
-    fitting = Fitting(tiny(f"fit.class_weights={name}").fit, Path(), read_topics(tiny().prepare.topics), num_hints=8)
+@pytest.mark.parametrize(("power", "weights"), [(0, [1, 1, 1]), (0.5, [1, 2, 10]), (1, [1, 4, 100])])
+def test_rare_classes_weigh_by_the_power_asked_for(power, weights):
+    fitting = Fitting(
+        tiny(f"fit.class_weight_power={power}").fit, Path(), read_topics(tiny().prepare.topics), num_hints=8
+    )
 
     assert fitting.class_weights(np.array([100, 25, 1])).tolist() == weights
     assert torch.isfinite(fitting.class_weights(np.array([100, 0, 1]))).all()

@@ -2,15 +2,20 @@
 
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
+import yaml
 
 from copydesk.labels import CLASSES
 from copydesk.split import split
 from train.config import NewsroomSource, load_experiment
 from train.prepare import Row, assign_splits, drop_duplicates, find_leaks
 from train.sources.articles import read_topics
-from train.sources.newsroom import NUM_GROUPS, Newsroom, NewsroomError, blocks_of, compose_pages, spans_of
+from train.sources.composer import NUM_GROUPS, compose_pages, spans_of
+from train.sources.newsroom import Newsroom, NewsroomError, blocks_of
+from train.sources.roundups import Roundup, blocks_of_roundup
+from train.sources.variation import reshaped, retagged
 
 ROOT = Path(__file__).parent.parent
 TOPICS = read_topics(ROOT / "data" / "topics.yaml")
@@ -31,7 +36,8 @@ paywall: meter
 {% for block in article.blocks %}<p data-label="body">{{ block.html }}</p>
 {% for piece in at("inline") %}{{ show(piece) }}{% endfor %}{% endfor %}
 <p data-label="paywall">Our own offer</p><p data-label="sponsored">Our own sponsor</p>
-{% for teaser in teasers(2) %}<p>{{ teaser.headline }}</p>{% endfor %}
+{% for teaser in teasers(2) %}<p{% if teaser.ad %} data-label="sponsored"{% endif %}
+>{{ teaser.headline }}</p>{% endfor %}
 {% for comment in comments(1) %}<p>{{ comment.text }}</p>{% endfor %}
 </body></html>
 """
@@ -187,7 +193,77 @@ def test_every_template_shows_the_whole_article():
     for page in composed(CORPUS, 50):
         labels = {str(CLASSES[label]) for label in page.classes}
         assert labels >= {"headline", "body", "boilerplate"}, page.annotation.page
-        assert 90 <= len(page.classes) <= 500, page.annotation.page
+        assert 90 <= len(page.classes) <= 1_000, page.annotation.page
+
+
+ROUNDUP = """subject: kites
+title: The two best kites
+intro: [We flew them all.]
+entries:
+- name: Larkling
+  best_for: Best in a breeze
+  text: [It lifts at once.]
+  facts: {Price: "$12"}
+  pros: [Light]
+  cons: [Loud]
+- {name: Gannet, text: [It needs wind.], facts: {Price: "$30"}}
+faq: [{q: "Where to fly?", a: Away from wires.}]
+closing: [That is all.]
+"""
+
+
+def test_a_long_page_is_body_throughout_be_it_chapters_or_a_round_up(corpus):
+    (corpus / "roundups").mkdir()
+    (corpus / "roundups" / "kites.yaml").write_text(ROUNDUP)
+    site = corpus / "sites" / "gullwick.html"
+    site.write_text(site.read_text().replace("paywall: meter", "paywall: none\nlong: 1"))
+    second = ARTICLE.replace("First", "Another").replace("Talks", "More talks")
+    (corpus / "articles" / "gullwick" / "more.md").write_text(second)
+    expected = {"It lifts at once.", "The two best kites", "More talks & tides", "Another paragraph of the report."}
+    found: dict[str, set[str]] = {}
+    for page in composed(corpus, 60, only_train=True):
+        if page.annotation.site == "gullwickpost.test":
+            for text, label in zip(page.raw.texts(), page.classes, strict=True):
+                found.setdefault(text, set()).add(str(CLASSES[label]))
+
+    assert found.keys() >= expected
+    assert all("body" in found[text] for text in expected)
+
+
+def test_round_ups_take_many_shapes_but_keep_every_word():
+    roundup = Roundup.model_validate(yaml.safe_load(ROUNDUP))
+    shapes = [blocks_of_roundup(roundup, Random(seed)) for seed in range(40)]
+
+    texts = [
+        " ".join(map(str, [block.html, *block.items, *(cell for row in block.rows for cell in row)]))
+        for blocks in shapes
+        for block in blocks
+    ]
+    assert {block.kind for blocks in shapes for block in blocks} == {"p", "h2", "ul", "table"}
+    assert all(any(word in text for text in texts) for word in ("Larkling", "$30", "Loud", "Away from wires.", "all."))
+    assert len({len(blocks) for blocks in shapes}) > 5
+
+
+def test_reshaped_articles_keep_their_words():
+    blocks = blocks_of("One went up. Two came down. *Three* stayed.\n\nFour left at noon. Five did not.\n\n- six")
+    shapes = [reshaped(blocks, Random(seed)) for seed in range(60)]
+
+    def words(shape: list) -> str:
+        return " ".join(str(part) for block in shape for part in (block.items or [block.html]))
+
+    assert {words(shape) for shape in shapes} == {words(blocks)}
+    assert {len(shape) for shape in shapes} == {3, 4}
+    assert any(shape[1].kind == "ul" for shape in shapes)
+
+
+def test_retagged_pages_keep_their_text_and_labels():
+    html = '<body><nav class="x">a</nav><h2 data-label="body">b</h2><p data-label="body">c</p><pre>d</pre></body>'
+    pages = {retagged(html, Random(seed)) for seed in range(200)}
+
+    assert {tuple(spans_of(page)) for page in pages} == {((0, 1, "boilerplate"), (1, 3, "body"), (3, 4, "boilerplate"))}
+    assert len(pages) > 8
+    assert any("<h4" in page for page in pages)
+    assert any('<div data-label="body">c</div>' in page for page in pages)
 
 
 def test_blocks_of_markdown():
@@ -217,12 +293,14 @@ def test_spans_cover_the_characters_that_the_splitter_sees():
         ("articles/gullwick/talks.md", "no front matter", "talks.md"),
         ("articles/gullwick/talks.md", ARTICLE.replace("international_relations", "gossip"), "unknown topics"),
         ("articles/gullwick/talks.md", ARTICLE.replace("headline", "title"), "headline"),
+        ("roundups/kites.yaml", ROUNDUP.replace("title", "heading"), "kites.yaml"),
         ("paywall/paywall-0.yaml", "pieces: [a]", "paywall-0.yaml: expected `places` and `pieces`"),
         ("paywall/paywall-0.yaml", "places: [under]\npieces: [a]", "unknown places"),
         ("paywall/paywall-0.yaml", "places: [top]\npieces: ['']", "piece 0 is empty"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(corpus, file, content, message):
+    (corpus / file).parent.mkdir(exist_ok=True)
     (corpus / file).write_text(content)
 
     with pytest.raises(NewsroomError, match=message):

@@ -63,7 +63,7 @@ def make_packs(
             "tokens_per_batch": 40,
             "learning_rate": 1e-3,
             "head_learning_rate": 1e-3,
-            "class_weights": "none",
+            "class_weight_power": 0,
         }
         | changes
     )
@@ -182,6 +182,26 @@ def test_hints_are_dropped_for_about_the_share_asked_for():
         as_text = batch.features[:, len(TEXT_FEATURES) :].sum(dim=1) == 0
         assert torch.equal(as_text, counts == 0)
     assert make_packs(pages=packs.pages, articles=[], hint_dropout=0, attribute_hint_dropout=0)[0].pages.hint_ids.any()
+
+
+def test_single_hints_are_left_out_for_about_the_share_asked_for_and_tags_stay_before_attributes():
+    packs = make_packs(
+        pages=[make_page(i, sections=4) for i in range(500)],
+        articles=[],
+        hint_dropout=0,
+        attribute_hint_dropout=0,
+        hint_word_dropout=0.3,
+    )
+    whole = sum(ids.size for page in packs.pages for ids in page.encoded.hints)
+    thinned = [packs.with_dropped_hints(i, 0).encoded for i in range(500)]
+
+    assert sum(ids.size for page in thinned for ids in page.hints) / whole == pytest.approx(0.7, abs=0.03)
+    for page, before in zip(thinned, packs.pages, strict=True):
+        for ids, tags, all_ids, all_tags in zip(
+            page.hints, page.num_tag_hints, before.encoded.hints, before.encoded.num_tag_hints, strict=True
+        ):
+            assert set(ids[:tags]) <= set(all_ids[:all_tags])
+            assert set(ids[tags:]) <= set(all_ids[all_tags:])
 
 
 def test_which_hints_are_dropped_changes_from_epoch_to_epoch_but_not_from_run_to_run():

@@ -166,7 +166,7 @@ def test_an_altered_file_is_named(folder, name):
 def test_a_newer_format_asks_for_a_newer_copydesk_even_if_nothing_else_is_understood(folder):
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT + 1, "shards": []}))
 
-    with pytest.raises(ModelError, match=f"has the format {FORMAT + 1}, this copydesk reads up to {FORMAT}: upgrade"):
+    with pytest.raises(ModelError, match=f"has the format {FORMAT + 1}, this copydesk reads {FORMAT}: upgrade"):
         load_saved(folder)
 
 
@@ -188,7 +188,14 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(folder):
         load_saved(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"format": 1, "name": "x"}'])
+def test_an_older_format_asks_for_a_newer_model(folder):
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT - 1}))
+
+    with pytest.raises(ModelError, match=f"has the format {FORMAT - 1}, this copydesk reads {FORMAT}: fetch a newer"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"format": 2, "name": "x"}'])
 def test_a_broken_manifest_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
 

@@ -129,6 +129,7 @@ class Network(Part):
     window_sections: PositiveInt = 1_024
     window_overlap: NonNegativeInt = 256
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    vector_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "Network":
@@ -168,8 +169,8 @@ class TransformerFit(Part):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.06, ge=0, le=1)
     """Share of all steps spent warming up."""
-    class_weights: Literal["none", "sqrt_inverse", "inverse"]
-    """How rare section labels are made to count: by this power of their share of the sections."""
+    class_weight_power: float = Field(ge=0, le=1)
+    """How rare section labels are made to count: each by the inverse of its share of the sections to this power."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     topic_weight: float = Field(default=1.0, ge=0)
@@ -178,6 +179,8 @@ class TransformerFit(Part):
     """Share of training pages that are read as if they were plain text."""
     attribute_hint_dropout: float = Field(default=0.2, ge=0, le=1)
     """Share of training pages of which only the tags are hinted, neither class names nor links."""
+    hint_word_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the single hints that are left out of the other training pages."""
     patience: PositiveInt = 2
     """Epochs without a better validation score after which training ends."""
     checkpoint_steps: PositiveInt = 100

@@ -261,13 +261,16 @@ class Packs(torch.utils.data.Dataset[Pack]):
         return [row for pages, _ in packs for row in pages], [row for _, articles in packs for row in articles]
 
     def with_dropped_hints(self, index: int, epoch: int) -> TrainingPage:
-        """Return a page as this epoch shows it: whole, without class names, or as plain text."""
+        """Return a page as this epoch shows it: with most hints, without class names, or as plain text."""
         page = self.pages[index]
-        draw = np.random.default_rng([self.settings.seed, epoch, index]).random()
+        random = np.random.default_rng([self.settings.seed, epoch, index])
+        draw = random.random()
         if draw < self.settings.hint_dropout:
             encoded = page.encoded.without_hints()
         elif draw < self.settings.hint_dropout + self.settings.attribute_hint_dropout:
             encoded = page.encoded.without_attribute_hints()
         else:
-            return page
+            encoded = page.encoded
+        if self.settings.hint_word_dropout:
+            encoded = encoded.thinned(random, share=self.settings.hint_word_dropout)
         return replace(page, encoded=encoded)

@@ -204,8 +204,8 @@ class Fitting:
 
     def class_weights(self, counts: np.ndarray) -> torch.Tensor:
         """Return (classes,): the weight of each class in the section loss, 1 for the commonest."""
-        power = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}[self.settings.class_weights]
-        return torch.tensor((counts.max() / np.maximum(counts, 1)) ** power, dtype=torch.float32)
+        weights = (counts.max() / np.maximum(counts, 1)) ** self.settings.class_weight_power
+        return torch.tensor(weights, dtype=torch.float32)
 
     def optimizer(self, model: CopydeskModel) -> torch.optim.Optimizer:
         """Return AdamW: one rate for the encoder, one for the rest; no decay of biases and norms."""
@@ -400,7 +400,7 @@ def network_arguments(model: CopydeskModel) -> dict[str, Any]:
     """Return the arguments from which `CopydeskConfig` makes the config of this network again."""
     names = (
         "num_topics page_width page_layers page_encoders num_hints hint_width window_sections window_overlap dropout "
-        "encoder"
+        "vector_dropout encoder"
     ).split()
     return {name: getattr(model.config, name) for name in names}
 

@@ -92,22 +92,26 @@ def _vectors(
     model: CopydeskModel, packs: Packs, *, device: torch.device, bfloat16: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return the vectors of each page's distinct sections, (rows, D) each, and of all articles, (A, D)."""
-    pages: list[torch.Tensor] = []
+    index: dict[tuple[int, ...], int] = {}  # what several pages say is encoded once
+    rows_of = [[index.setdefault(tuple(row), len(index)) for row in page.encoded.tokens] for page in packs.pages]
+    texts, articles = list(index), [article.tokens for article in packs.articles]
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        for batch in batches_of(packs.pages, [page.encoded.num_tokens for page in packs.pages]):
-            rows = [tokens for page in batch for tokens in page.encoded.tokens]
-            encoded = _encode(model, rows, pad_id=packs.pad_id, device=device)
-            pages += encoded.split([len(page.encoded.tokens) for page in batch])
-        articles = [
-            _encode(model, batch, pad_id=packs.pad_id, device=device)
-            for batch in batches_of(
-                [article.tokens for article in packs.articles], [len(a.tokens) for a in packs.articles]
+        vectors, read = (
+            torch.cat(
+                [
+                    torch.zeros(0, model.encoder.config.hidden_size),
+                    *(
+                        _encode(model, batch, pad_id=packs.pad_id, device=device)
+                        for batch in batches_of(rows, [len(row) for row in rows])
+                    ),
+                ]
             )
-        ]
-    return pages, torch.cat([torch.zeros(0, model.encoder.config.hidden_size), *articles])
+            for rows in (texts, articles)
+        )
+    return [vectors[rows] for rows in rows_of], read
 
 
-def _encode(model: CopydeskModel, rows: Sequence[list[int]], *, pad_id: int, device: torch.device) -> torch.Tensor:
+def _encode(model: CopydeskModel, rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> torch.Tensor:
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     chunks = move_chunks(chunk([rows[i] for i in order], pad_id=pad_id), device)
     vectors = torch.empty(len(rows), model.encoder.config.hidden_size)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from copydesk.labels import TopicList
 from train.config import NewsroomSource, PageSource
-from train.sources.newsroom import compose_pages
+from train.sources.composer import compose_pages
 from train.sources.pages import AnnotatedPage, BadRow, read_pages
 
 
