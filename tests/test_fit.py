@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import Trainer
 
 from copydesk.encode import TextEncoder, collate_pages
 from copydesk.saved import SavedModel, load_saved
@@ -169,34 +168,10 @@ def test_nothing_but_results_stays_when_fitting_is_done():
         "trained.safetensors",
         "fit.json",
         "held_out.npz",
+        "made_of.json",
         "run.json",
     }
     assert summary["best_step"] in (summary["steps"] // 2, summary["steps"])
-
-
-def test_a_checkpoint_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch):
-    experiment = tiny("fit.epochs=3", "fit.patience=9")
-    visible: list[list[str]] = []
-    save = Trainer._save_optimizer_and_scheduler
-
-    def fail_the_second_time(trainer: Trainer, output: str) -> None:
-        visible.append(sorted(path.name for path in experiment.fitted.glob("checkpoint-*")))
-        if len(visible) == 2:
-            raise OSError("no space left on device")
-        save(trainer, output)
-
-    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_the_second_time)
-    with pytest.raises(OSError, match="no space left"):
-        fit(experiment)
-
-    assert visible[0] == []
-    assert len(visible[1]) == 1
-    (whole,) = experiment.fitted.glob("checkpoint-*")
-    assert whole.name == visible[1][0]
-    assert json.loads((whole / "trainer_state.json").read_text("utf-8"))["global_step"] == int(whole.name[11:])
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt"} <= {path.name for path in whole.iterdir()}
-    assert load_file(whole / "model.safetensors")
-    assert not (experiment.fitted / "fit.json").exists()
 
 
 def test_the_best_weights_are_kept_not_the_last():

@@ -137,6 +137,17 @@ def test_the_number_of_packs_is_a_multiple_of_the_processes():
         assert sorted(itertools.chain(*map(pages_of, epoch_of(packs, 1)))) == list(range(31))
 
 
+def test_a_step_shows_the_same_rows_in_the_same_order_in_any_process_count():
+    rows = {"pages": [make_page(i) for i in range(31)], "articles": [make_article(i) for i in range(17)]}
+    alone = make_packs(**rows)
+    steps = range(alone.num_steps * 3)
+
+    assert [alone.rows_of_step(step) for step in steps] == [alone.rows_of(step) for step in steps]
+    for num_processes in (2, 3, 8):
+        shared = make_packs(**rows, num_processes=num_processes)
+        assert [shared.rows_of_step(step) for step in steps] == [alone.rows_of_step(step) for step in steps]
+
+
 def test_there_is_no_pack_behind_the_last_one(packs):
     with pytest.raises(IndexError, match="pack 18 of 18"):
         packs[18]

@@ -1,9 +1,7 @@
 """Runs reach the store, come back from it, and no trouble with it reaches the training."""
 
 import json
-import logging
 import shutil
-import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from copydesk.encoder import sha256_of
 from train import runs, tracking
 from train.config import Experiment, PageSource
+from train.store import connect, dataset_input
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, no_sender_is_left: None) -> Path:
     """Make an empty store in a working folder of the test's own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -60,15 +59,25 @@ def make_experiment(*, name: str = "tiny", seed: int = 0, num_sources: int = 1) 
 
 
 def start_quietly(experiment: Experiment) -> tracking.Run:
-    return tracking.start_run(experiment, watch_system=False)
+    run = tracking.start_run(experiment, watch_system=False)
+    assert run.flush()
+    return run
+
+
+def continue_quietly(experiment: Experiment) -> tracking.Run:
+    run = tracking.continue_run(experiment)
+    assert run.flush()
+    return run
 
 
 def stored(run: tracking.Run) -> StoredRun:
-    return tracking.connect()[0].get_run(run.run_id)
+    run.flush()
+    return connect()[0].get_run(run.run_id)
 
 
 def artifact(run: tracking.Run, path: str) -> str:
-    store, _ = tracking.connect()
+    run.flush()
+    store, _ = connect()
     return Path(store.download_artifacts(run.run_id, path)).read_text("utf-8")
 
 
@@ -110,7 +119,7 @@ def test_a_run_names_the_commit_and_whether_the_tree_was_changed(experiment: Exp
     assert tracking.git_tags() == {}
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     Path("code.py").touch()
-    Path(".gitignore").write_text("mlflow.db\nmlartifacts\nmodels\n")
+    Path(".gitignore").write_text("mlflow.db\nmlartifacts\nmljournal\nmodels\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
 
@@ -137,7 +146,7 @@ def test_later_stages_continue_the_run(experiment: Experiment, caplog: pytest.Lo
 def test_settings_that_changed_since_the_run_began_are_said_and_tagged(caplog: pytest.LogCaptureFixture):
     start_quietly(make_experiment(seed=0)).finish()
 
-    run = tracking.continue_run(make_experiment(seed=1))
+    run = continue_quietly(make_experiment(seed=1))
 
     assert json.loads(stored(run).data.tags["changed"]) == {"fit.seed": "1"}
     assert stored(run).data.params["fit.seed"] == "0"
@@ -146,16 +155,16 @@ def test_settings_that_changed_since_the_run_began_are_said_and_tagged(caplog: p
 
 
 def test_a_run_that_the_store_does_not_know_is_started_anew(experiment: Experiment, caplog: pytest.LogCaptureFixture):
-    no_record = tracking.continue_run(experiment)
-    tracking.connect()[0].delete_run(no_record.run_id)
-    deleted = tracking.continue_run(experiment)
-    record = experiment.fitted / "run.json"
-    record.write_text(json.dumps({"run_id": "0" * 32}))
-    unknown = tracking.continue_run(experiment)
+    with continue_quietly(experiment) as no_record:
+        pass
+    connect()[0].delete_run(no_record.run_id)
+    with continue_quietly(experiment) as deleted:
+        pass
 
-    assert len({no_record.run_id, deleted.run_id, unknown.run_id}) == 3
-    assert json.loads(record.read_text()) == {"run_id": unknown.run_id}
-    assert [entry.message.partition(": ")[2] for entry in caplog.records] == ["starting a new one"] * 3
+    assert deleted.run_id != no_record.run_id
+    assert stored(deleted).data.params == stored(no_record).data.params
+    assert json.loads((experiment.fitted / "run.json").read_text())["run_id"] == deleted.run_id
+    assert [entry.message.partition(": ")[2] for entry in caplog.records] == ["starting a new one"] * 2
 
 
 def test_an_exception_marks_the_run_as_failed(experiment: Experiment):
@@ -200,7 +209,8 @@ def test_figures_texts_folders_and_tables_are_stored(experiment: Experiment, wor
     for _ in range(2):  # scoring twice must not double a table
         run.log_table([{"label": "body", "f1": 0.5}, {"label": "paywall"}], "tables/labels.json")
 
-    store, experiment_id = tracking.connect()
+    run.flush()
+    store, experiment_id = connect()
     table = store.load_table(experiment_id, "tables/labels.json", [run.run_id])
     assert table["label"].to_list() == ["body", "paywall"]
     assert artifact(run, "note.txt") == "hello"
@@ -210,13 +220,11 @@ def test_figures_texts_folders_and_tables_are_stored(experiment: Experiment, wor
 
 def test_a_model_folder_is_registered_as_challenger(experiment: Experiment, tiny_model: Path):
     with start_quietly(experiment) as run:
-        unregistered = run.log_model(tiny_model, example="news", register=False)
-        registered = run.log_model(tiny_model, example="<p>news</p>", register=True)
+        run.log_model(tiny_model, example="news", register=False)
+        run.log_model(tiny_model, example="<p>news</p>", register=True)
 
-    store, _ = tracking.connect()
+    store, _ = connect()
     version = store.get_model_version_by_alias("tiny", "challenger")
-    assert str(unregistered).startswith("models:/m-")
-    assert registered == version.source
     assert version.run_id == run.run_id
     assert store.get_logged_model(version.source.removeprefix("models:/")).status == "READY"
     assert len(stored(run).outputs.model_outputs) == 2
@@ -227,6 +235,7 @@ def test_system_metrics_are_logged_while_the_run_lasts(experiment: Experiment, m
     deadline = time.monotonic() + 20
 
     with tracking.start_run(experiment) as run:
+        assert run.flush()
         while "system/cpu_utilization_percentage" not in stored(run).data.metrics:
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -237,7 +246,8 @@ def test_under_torchrun_only_the_first_process_logs(experiment: Experiment, monk
     monkeypatch.setenv("RANK", "1")
 
     assert tracking.start_run(experiment).run_id == ""
-    assert json.loads((experiment.fitted / "run.json").read_text()) == {"run_id": first.run_id}
+    assert tracking.continue_run(experiment).run_id == ""
+    assert json.loads((experiment.fitted / "run.json").read_text())["run_id"] == first.run_id
 
 
 class Slope(torch.nn.Module):
@@ -270,54 +280,29 @@ def test_the_callback_logs_the_trainers_numbers_by_step(experiment: Experiment, 
         Slope(), arguments, train_dataset=rows, eval_dataset=rows, callbacks=[tracking.trainer_callback(run)]
     )
     trainer.train()
+    run.flush()
 
-    store, _ = tracking.connect()
+    store, _ = connect()
     assert [metric.step for metric in store.get_metric_history(run.run_id, "train/loss")] == [1, 2]
     names = set(stored(run).data.metrics)
     assert {"train/learning_rate", "train/grad_norm", "train/mean_loss", "validation/loss", "train/runtime"} <= names
 
 
-def test_a_store_that_is_away_from_the_start_is_said_once(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny_model: Path
-):
-    stale = start_quietly(experiment)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
-    began = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="train"), tracking.start_run(experiment) as run:
-        run.log_metrics({"train/loss": 1.0})
-        run.log_inputs(experiment.prepared)
-        assert run.log_model(tiny_model, example="news", register=True) is None
-
-    assert time.monotonic() - began < 30
-    assert run.run_id == ""
-    assert len([entry for entry in caplog.records if entry.name.startswith("train")]) == 1
-    assert "away" in caplog.text
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.continue_run(experiment).run_id != stale.run_id
-
-
-def test_a_store_that_goes_away_later_is_said_once(experiment: Experiment, caplog: pytest.LogCaptureFixture):
-    run = start_quietly(experiment)
-    with sqlite3.connect("mlflow.db") as database:
-        database.execute("DROP TABLE runs")
-    database.close()
-
-    for step in range(3):
-        run.log_metrics({"train/loss": 1.0}, step=step)
-    run.finish()
-
-    assert len([entry for entry in caplog.records if entry.name == "train.tracking"]) == 1
-
-
 def test_what_the_store_refuses_is_said_and_the_rest_goes_on(experiment: Experiment, caplog: pytest.LogCaptureFixture):
     run = start_quietly(experiment)
-    run.log_inputs(Path("missing"))
-    run.log_inputs(Path("missing"))
+    for _ in range(2):
+        run._add("tag", name="", value="a tag needs a name")
     run.log_metrics({"train/loss": float("nan")})
     run.log_metrics({"train/loss (odd name)": 1.0})
 
     assert "train/loss _odd name_" in stored(run).data.metrics
-    assert [entry.message.partition(",")[0] for entry in caplog.records] == ["MLflow did not take log_inputs"]
+    assert [entry.message.partition(",")[0] for entry in caplog.records] == ["MLflow did not take tag"]
+
+
+def test_inputs_that_are_not_there_are_named(experiment: Experiment, caplog: pytest.LogCaptureFixture):
+    start_quietly(experiment).log_inputs(Path("missing"))
+
+    assert "there is no missing/pages/train.parquet" in caplog.text
 
 
 def finished_run(name: str, **metrics: float) -> tracking.Run:
@@ -360,9 +345,9 @@ def test_a_run_that_was_scored_after_its_export_is_renewed():
 def test_another_store_imports_each_run_once(workplace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch):
     file = workplace / "runs.jsonl"
     run = finished_run("travelled", f1=0.5, odd=float("nan"))
-    store, experiment_id = tracking.connect()
+    store, experiment_id = connect()
     child = store.create_run(experiment_id, tags={"mlflow.parentRunId": run.run_id}).info.run_id
-    digest = tracking.dataset_input("pages-train", sha256="5" * 64, context="train", source="there")
+    digest = dataset_input("pages-train", sha256="5" * 64, context="train", source="there")
     store.log_inputs(child, [digest])
     store.set_terminated(child)
     runs.main(["export", "--file", str(file)])
@@ -373,7 +358,7 @@ def test_another_store_imports_each_run_once(workplace: Path, empty_store: Path,
 
     assert (runs.import_runs(file), runs.import_runs(file)) == (2, 0)
 
-    store, experiment_id = tracking.connect()
+    store, experiment_id = connect()
     trial, imported = sorted(store.search_runs([experiment_id]), key=lambda found: found.info.start_time, reverse=True)
     assert imported.info.run_name == "travelled"
     assert imported.data.metrics == {"f1": 0.5}

@@ -183,6 +183,8 @@ class TransformerFit(Part):
     """Share of the single hints that are left out of the other training pages."""
     patience: PositiveInt = 2
     """Epochs without a better validation score after which training ends."""
+    checkpoint_steps: PositiveInt = 100
+    """Steps between checkpoints, from which `--resume` continues; each epoch ends with one too."""
     out_of_fold_epochs: NonNegativeInt = 0
     """Epochs of the models that score the other folds for thresholds and temperatures; 0: none does."""
     folds_at_once: PositiveInt = 2
@@ -324,10 +326,20 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def experiment_from_arguments(description: str, arguments: list[str] | None = None) -> Experiment:
     """Parse the command line that all stages share."""
+    parser = stage_parser(description)
+    return experiment_of(parser.parse_args(arguments), parser)
+
+
+def stage_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of what all stages share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="an experiment, see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def experiment_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Experiment:
+    """Load the experiment that a command line names, or end with what is wrong with it."""
     try:
         return load_experiment(options.config, options.set)
     except ConfigError as error:

@@ -1,12 +1,13 @@
 """Stage 2: fine-tune, keep the best on validation.
 
 Knows which rows train and which are held out; knows nothing of thresholds or model folders. Writes the trained tensors,
-`fit.json` (what they are) and `held_out.npz` (logits of rows that the scoring model did not train on) to
-`models/NAME/fit`.
+`fit.json` (what they are), `made_of.json` (settings, hashes of what was read) and `held_out.npz` (logits of rows that
+the scoring model did not train on) to `models/NAME/fit`.
 """
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,37 +22,62 @@ from tokenizers import Tokenizer
 from copydesk.encode import TextEncoder
 from copydesk.encoder import encoder_folder, sha256_of
 from copydesk.network import CopydeskModel
-from copydesk.predictor import tune_malloc
-from train import baseline, tracking
-from train.config import BaselineFit, Experiment, TransformerFit, experiment_from_arguments
+from copydesk.predictor import choose_device, tune_malloc
+from train import baseline, checkpoints, tracking
+from train.config import BaselineFit, Experiment, TransformerFit, experiment_of, stage_parser
 from train.packs import choose_hints, encode_rows, load_rows
+from train.processes import join, leave
 from train.sources.articles import read_topics
 from train.trainer import Fitting, Rows, network_arguments, trained_tensors
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, SUMMARY, HELD_OUT = "trained.safetensors", "fit.json", "held_out.npz"
+MADE_OF, CHECKPOINTS = "made_of.json", "checkpoints"
 
 
-def fit(experiment: Experiment) -> dict[str, Any]:
-    """Run the stage and return its summary.
+def fit(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
+    """Run the stage and return its summary; nothing in a process that is not the first of several.
+
+    Args:
+        experiment: its settings.
+        resume: go on from the last whole checkpoint, if there is one. The weights come out as of one unbroken run.
 
     Raises:
         FileNotFoundError: the prepare stage has not run.
         ValueError: the prepared rows do not fit this version.
+        CheckpointError: no checkpoint could be written, or what is there was made of something else.
     """
     settings = experiment.fit
-    shutil.rmtree(experiment.fitted, ignore_errors=True)
-    experiment.fitted.mkdir(parents=True)
-    with tracking.start_run(experiment) as run:
+    processes = join(choose_device("cpu" if isinstance(settings, BaselineFit) else settings.device))
+    if processes.is_main_process:
+        resume = _begin(experiment, resume=resume)
+    processes.wait_for_everyone()
+    with tracking.resume_run(experiment) if resume else tracking.start_run(experiment) as run:
         run.log_inputs(experiment.prepared)
-        if isinstance(settings, BaselineFit):
+        if (experiment.fitted / SUMMARY).is_file():
+            summary = json.loads((experiment.fitted / SUMMARY).read_text("utf-8"))
+        elif isinstance(settings, BaselineFit):
             summary = baseline.fit(experiment)
         else:
             summary = _fit_transformer(experiment, settings, run)
         run.log_metrics({name: value for name, value in summary.items() if isinstance(value, int | float)})
-        (experiment.fitted / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+        if processes.is_main_process:
+            checkpoints.write_whole(experiment.fitted / SUMMARY, summary)
+            shutil.rmtree(experiment.fitted / CHECKPOINTS, ignore_errors=True)
     return summary
+
+
+def _begin(experiment: Experiment, *, resume: bool) -> bool:
+    """Make the folder, and tell whether there is something in it to go on from."""
+    folder, settings = experiment.fitted, experiment.fit
+    if not resume or isinstance(settings, BaselineFit):  # which takes seconds
+        shutil.rmtree(folder, ignore_errors=True)
+    made_of = {f"fit.{name}": value for name, value in settings.model_dump(mode="json").items()}
+    made_of |= {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
+    if isinstance(settings, TransformerFit):
+        made_of["the encoder"] = sha256_of(encoder_folder(settings.encoder) / "model.safetensors")
+    return checkpoints.check_same(folder / MADE_OF, made_of)
 
 
 def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: tracking.Run) -> dict[str, Any]:
@@ -66,19 +92,20 @@ def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: trac
         for split, rows in pages.items()
     )
     fitting = Fitting(settings, folder, topics, num_hints=len(hints))
-    trainer = fitting.run(
-        train, validation, epochs=settings.epochs, output=experiment.fitted, callbacks=[tracking.trainer_callback(run)]
-    )
-    model = trainer.best_model()
-    trained = trained_tensors(model)
-    save_file(trained, experiment.fitted / WEIGHTS)
-    held_out = [held_out_scores(fitting, model, validation)]
+    working = experiment.fitted / CHECKPOINTS
+    callbacks = [tracking.trainer_callback(run)]
+    trainer = fitting.run(train, validation, epochs=settings.epochs, output=working / "main", callbacks=callbacks)
+    held_out = []
+    if fitting.processes.is_main_process:
+        model = trainer.best_model()
+        trained = trained_tensors(model)
+        save_file(trained, experiment.fitted / WEIGHTS)
+        held_out.append(held_out_scores(fitting, model, validation))
     if settings.out_of_fold_epochs:
         everything = Rows(train.pages + validation.pages, train.articles + validation.articles)
-        folder_of_folds = experiment.fitted / "folds"
-        held_out += score_other_folds(
-            fitting, everything, num_folds=experiment.prepare.num_folds, output=folder_of_folds
-        )
+        held_out += score_other_folds(fitting, everything, num_folds=experiment.prepare.num_folds, output=working)
+    if not fitting.processes.is_main_process:
+        return {}
     np.savez_compressed(experiment.fitted / HELD_OUT, allow_pickle=False, **_joined(held_out))
     return {
         "kind": "transformer",
@@ -101,9 +128,10 @@ def score_other_folds(fitting: Fitting, rows: Rows, *, num_folds: int, output: P
     for start in range(0, len(others), settings.folds_at_once):
         held = frozenset(others[start : start + settings.folds_at_once])
         log.info("scoring the folds %s by a model that trains on the others", sorted(held))
-        trainer = fitting.run(rows.outside(held), None, epochs=settings.out_of_fold_epochs, output=output)
-        yield held_out_scores(fitting, trainer.network, rows.inside(held))
-    shutil.rmtree(output, ignore_errors=True)
+        folder = output / f"without-{'-'.join(map(str, sorted(held)))}"
+        trainer = fitting.run(rows.outside(held), None, epochs=settings.out_of_fold_epochs, output=folder)
+        if fitting.processes.is_main_process:
+            yield held_out_scores(fitting, trainer.network, rows.inside(held))
 
 
 def held_out_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dict[str, np.ndarray]:
@@ -127,14 +155,20 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Run the stage from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    parser = stage_parser("Stage 2: fine-tune, keep the best on validation. Several processes: under torchrun.")
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint, if there is one")
+    options = parser.parse_args()
+    first = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(name)s: %(message)s")
     datasets.disable_progress_bars()
-    experiment = experiment_from_arguments("Stage 2: fine-tune, keep the best on validation.")
+    experiment = experiment_of(options, parser)
     try:
-        summary = fit(experiment)
-    except (ValueError, FileNotFoundError) as error:
+        summary = fit(experiment, resume=options.resume)
+    except (ValueError, OSError) as error:
         sys.exit(f"fit: {error}")
-    log.info("best macro F1 %.4f at step %s", summary["validation_macro_f1"], summary.get("best_step"))
+    leave()
+    if first:
+        log.info("best macro F1 %.4f at step %s", summary["validation_macro_f1"], summary.get("best_step"))
 
 
 if __name__ == "__main__":

@@ -200,8 +200,8 @@ class Packs(torch.utils.data.Dataset[Pack]):
         self.settings, self.epochs = settings, epochs
         self.pad_id, self.num_topics = pad_id, num_topics
         tokens = sum(page.encoded.num_tokens * self._share(page) for page in pages)
-        steps = max(1, round(tokens / settings.tokens_per_batch))
-        self.num_packs = steps * num_processes
+        self.num_steps = max(1, round(tokens / settings.tokens_per_batch))
+        self.num_packs = self.num_steps * num_processes
         self._plan: tuple[int, list[list[int]], list[list[int]]] | None = None
 
     def __len__(self) -> int:
@@ -234,12 +234,16 @@ class Packs(torch.utils.data.Dataset[Pack]):
         return pages, self._deal({i: len(article.tokens) for i, article in enumerate(self.articles)}, random)
 
     def _deal(self, sizes: dict[int, int], random: np.random.Generator) -> list[list[int]]:
-        """Shuffle rows and cut them into `num_packs` stretches of about equal size."""
+        """Shuffle rows and cut them into `num_packs` stretches of about equal size.
+
+        The cuts between steps are the same in any process count.
+        """
         packs: list[list[int]] = [[] for _ in range(self.num_packs)]
         total, before = sum(sizes.values()), 0.0
         for row in random.permutation(list(sizes)).tolist():
-            middle = (before + sizes[row] / 2) / total
-            packs[min(self.num_packs - 1, int(middle * self.num_packs))].append(row)
+            middle = min((before + sizes[row] / 2) / total * self.num_steps, self.num_steps - 1e-9)
+            step, share = int(middle), self.num_packs // self.num_steps
+            packs[step * share + int((middle - step) * share)].append(row)
             before += sizes[row]
         return packs
 
@@ -249,6 +253,12 @@ class Packs(torch.utils.data.Dataset[Pack]):
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, *self._arrange(epoch))
         return self._plan[1][number], self._plan[2][number]
+
+    def rows_of_step(self, step: int) -> tuple[list[int], list[int]]:
+        """Return which pages and which articles the packs of all processes hold in a step."""
+        share = self.num_packs // self.num_steps
+        packs = [self.rows_of(step * share + i) for i in range(share)]
+        return [row for pages, _ in packs for row in pages], [row for _, articles in packs for row in articles]
 
     def with_dropped_hints(self, index: int, epoch: int) -> TrainingPage:
         """Return a page as this epoch shows it: with most hints, without class names, or as plain text."""

@@ -1,7 +1,7 @@
 """Keep the numbers of all runs in git: the MLflow store → `bench/runs.jsonl` → another MLflow store.
 
-Knows the file and what of a run is worth keeping; leaves MLflow itself to `train.tracking`, whose command line this is:
-`python -m train.tracking export | import`.
+Knows the file and what of a run is worth keeping; leaves MLflow itself to `train.store`. This is the command line of
+`train.tracking`: `python -m train.tracking export | import | replay`.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train import tracking
+from train import store as mlflow_store
+from train.sender import replay
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RUNS_FILE = Path("bench/runs.jsonl")
 IMPORTED, ORIGINAL = "imported", "original_run_id"
+HELP = "store → file; file → store; or send to the store what waits since it was away"
 _COMMIT, _PARENT = "mlflow.source.git.commit", "mlflow.parentRunId"
 _KEPT_TAGS = (_PARENT, "mlflow.source.git.dirty", "mlflow.note.content")
 """Of MLflow's own; all of ours are kept."""
@@ -34,7 +36,7 @@ def export_runs(file: Path) -> int:
     Lines of runs that the store does not know stay, and imported runs are left where they came from.
     """
     before = read_runs(file)
-    store, experiment_id = tracking.connect()
+    store, experiment_id = mlflow_store.connect()
     own = {
         run.info.run_id: describe(run)
         for run in _stored_runs(store, experiment_id)
@@ -48,7 +50,7 @@ def export_runs(file: Path) -> int:
 
 def import_runs(file: Path) -> int:
     """Put the runs of the file that the store lacks into it; return how many."""
-    store, experiment_id = tracking.connect()
+    store, experiment_id = mlflow_store.connect()
     known = {
         run.data.tags.get(ORIGINAL, run.info.run_id): run.info.run_id for run in _stored_runs(store, experiment_id)
     }
@@ -95,7 +97,9 @@ def describe(run: "StoredRun") -> dict[str, Any]:
             name: value if math.isfinite(value) else None for name, value in metrics if not name.startswith("system/")
         },
         "tags": {
-            name: value for name, value in sorted(tags.items()) if name in _KEPT_TAGS or not name.startswith("mlflow.")
+            name: value
+            for name, value in sorted(tags.items())
+            if name in _KEPT_TAGS or not name.startswith(("mlflow.", mlflow_store.JOURNAL))
         },
         "data": {name: found["sha256"] for name, found in data if "sha256" in found},
     }
@@ -119,12 +123,13 @@ def _add(store: "MlflowClient", experiment_id: str, run: dict[str, Any], *, pare
         tags[_PARENT] = parent
     milliseconds = round(started.timestamp() * 1000)
     run_id: str = store.create_run(experiment_id, start_time=milliseconds, tags=tags, run_name=run["name"]).info.run_id
-    tracking.write_params(store, run_id, run["params"])
-    tracking.write_metrics(store, run_id, {name: value for name, value in run["metrics"].items() if value is not None})
+    mlflow_store.write_params(store, run_id, run["params"])
+    numbers = [(name, value, milliseconds, 0) for name, value in run["metrics"].items() if value is not None]
+    mlflow_store.write_metrics(store, run_id, numbers)
     store.log_inputs(
         run_id,
         [
-            tracking.dataset_input(name, sha256=sha256, context=name.rpartition("-")[2], source=name)
+            mlflow_store.dataset_input(name, sha256=sha256, context=name.rpartition("-")[2], source=name)
             for name, sha256 in run["data"].items()
         ],
     )
@@ -137,13 +142,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m train.tracking", description="Keep the numbers of all runs in git."
     )
-    parser.add_argument("action", choices=("export", "import"), help="store → file, or file → store")
+    parser.add_argument("action", choices=("export", "import", "replay"), help=HELP)
     parser.add_argument("--file", type=Path, default=RUNS_FILE, metavar="FILE", help="default: %(default)s")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         if options.action == "export":
             log.info("%d runs new or changed in %s", export_runs(options.file), options.file)
+        elif options.action == "replay":
+            num_sent, num_waiting = replay()
+            log.info("%d entries sent, %d wait", num_sent, num_waiting)
+            parser.exit(1 if num_waiting else 0)
         else:
             log.info("%d runs of %s imported", import_runs(options.file), options.file)
     except ValueError as error:

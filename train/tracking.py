@@ -1,19 +1,21 @@
-"""Log experiments to MLflow, and keep their numbers in git.
+"""Log experiments, and keep their numbers in git.
 
-Knows runs, params, metrics and the model registry; knows nothing of how numbers come about. Where the store is away it
-says so once, and training goes on. Its command line, `export | import`, is that of `train.runs`.
+Knows runs, params, metrics and what is worth logging; knows nothing of how numbers come about, nor of MLflow: what is
+logged goes into a journal on disk, and from there, by a thread, to the store. Its command line, `export | import |
+replay`, is that of `train.runs`.
 """
 
 import json
 import logging
 import os
-import re
+import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import pyarrow.parquet
 import yaml
@@ -21,89 +23,94 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from copydesk.encoder import sha256_of
-from copydesk.registry import publish, tracking_uri
+from train.checkpoints import write_whole
 from train.config import Experiment
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it while it is imported
-
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.utils import mlflow_tags, validation
+from train.journal import ROOT, Journal
+from train.machine import Watch
+from train.sender import Sender
+from train.store import MAX_PARAM_LENGTH, SOURCE_COMMIT, SOURCE_DIRTY, SOURCE_NAME, SOURCE_TYPE, key
+from train.wheel import build_wheel
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "copydesk"
-"""The one MLflow experiment."""
 SPLITS = ("train", "validation", "test")
-_PATIENCE = {  # a server that is gone costs seconds, not the minutes of MLflow's own defaults
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-_T = TypeVar("_T")
 
 
 def start_run(experiment: Experiment, *, watch_system: bool = True) -> "Run":
-    """Start the MLflow run of an experiment; `fit/run.json` keeps its id. While it runs, the machine may be watched."""
+    """Start the run of an experiment; `fit/run.json` keeps its ids. While it runs, the machine may be watched."""
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
-        return Run(None, "")
+        return Run(None)
     record = _record(experiment)
-    record.unlink(missing_ok=True)  # if the store is away, later stages must not continue the run before
-    try:
-        store, experiment_id = connect()
-        source = {mlflow_tags.MLFLOW_SOURCE_NAME: "train/fit.py", mlflow_tags.MLFLOW_SOURCE_TYPE: "LOCAL"}
-        tags = {"kind": experiment.fit.kind, **source, **git_tags()}
-        run_id = store.create_run(experiment_id, run_name=experiment.name, tags=tags).info.run_id
-    except Exception as error:  # noqa: BLE001 (hours of training are worth more than their log)
-        return _without_store(error)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"run_id": run_id}) + "\n", "utf-8")
-    run = Run(store, run_id)
-    run.log_settings(experiment)
+    name = uuid.uuid4().hex
+    write_whole(record, {"run_id": "", "journal": name, "settings": flatten(experiment.model_dump(mode="json"))})
+    run = _open(experiment, name)
+    run.log_text(_config_of(experiment), "config.yaml")
     if watch_system:
         run.watch_system()
     return run
 
 
-def continue_run(experiment: Experiment) -> "Run":
-    """Continue the run that `start_run` started; where the store does not know it, say so and start one."""
-    try:
-        run_id = json.loads(_record(experiment).read_text("utf-8"))["run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        log.warning("%s names no MLflow run to continue: starting a new one", _record(experiment))
-        return start_run(experiment, watch_system=False)
-    try:
-        store, _ = connect()
-        stored = store.get_run(run_id)
-        store.update_run(run_id, status="RUNNING")
-    except Exception as error:  # noqa: BLE001 (as above)
-        # The second code is that of a deleted run.
-        if getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            log.warning("the MLflow store %s has no run %s: starting a new one", tracking_uri(), run_id)
-            return start_run(experiment, watch_system=False)
-        return _without_store(error)
-    run = Run(store, run_id)
-    run.log_settings(experiment, before=stored.data.params)
+def resume_run(experiment: Experiment) -> "Run":
+    """Continue the run of a training that was broken off: what it logged of a step is not logged again."""
+    run = continue_run(experiment, watch_system=True)
+    run.skip_known_metrics()
     return run
 
 
-def _without_store(error: Exception) -> "Run":
-    log.warning("the MLflow store %s is away, going on without it: %s", tracking_uri(), error)
-    return Run(None, "")
+def continue_run(experiment: Experiment, *, watch_system: bool = False) -> "Run":
+    """Continue the run that `start_run` started; where there is none, say so and start one."""
+    if int(os.environ.get("RANK", "0")):
+        return Run(None)
+    try:
+        known = json.loads(_record(experiment).read_text("utf-8"))
+        run_id, name, before = known["run_id"], known.get("journal") or known["run_id"], known.get("settings") or {}
+        if not name:
+            raise KeyError("journal")
+    except (OSError, ValueError, KeyError, AttributeError):
+        log.warning("%s names no MLflow run to continue: starting a new one", _record(experiment))
+        return start_run(experiment, watch_system=watch_system)
+    run = _open(experiment, name, run_id=run_id)
+    run.log_changes(experiment, before=before)
+    if watch_system:
+        run.watch_system()
+    return run
+
+
+def _open(experiment: Experiment, name: str, *, run_id: str = "") -> "Run":
+    try:
+        journal = Journal(ROOT / name)
+        source = {SOURCE_NAME: "train/fit.py", SOURCE_TYPE: "LOCAL"}
+        tags = {"kind": experiment.fit.kind, **source, **git_tags()}
+        record = _record(experiment).as_posix()
+        params = flatten(experiment.model_dump(mode="json"))
+        about = {"run_id": run_id, "journal": name, "name": experiment.name, "tags": tags, "params": params}
+        journal.add("open", **about, time=_now(), record=record)
+    except OSError as error:
+        log.warning("nothing is logged: %s", error)
+        return Run(None)
+    return Run(journal)
 
 
 class Run:
-    """One MLflow run, or silence where the store is away: no failure to log reaches the caller."""
+    """One run. To log never fails and never waits for the store."""
 
-    def __init__(self, store: MlflowClient | None, run_id: str) -> None:
-        """Use `start_run` or `continue_run`."""
-        self.run_id = run_id
-        """Empty where the store was away from the start."""
-        self._store = store
-        self._monitor: SystemMetricsMonitor | None = None
-        self._refused: set[str] = set()
+    def __init__(self, journal: Journal | None) -> None:
+        """Use `start_run` or `continue_run`; without a journal nothing is logged."""
+        self._journal = journal
+        self._ended_id = ""
+        self._sender: Sender | None = None
+        self._watch: Watch | None = None
+        self._known: set[tuple[str, int]] = set()
+        self._failed = False
+        if journal:
+            self._sender = Sender(journal)
+            self._sender.start()
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; empty until the store has said it."""
+        return self._journal.run_id if self._journal else self._ended_id
 
     def __enter__(self) -> Self:
         """Return the run."""
@@ -116,84 +123,113 @@ class Run:
     def log_inputs(self, prepared: Path) -> None:
         """Log name, hash and number of rows of each prepared split."""
         files = [prepared / kind / f"{split}.parquet" for kind in ("pages", "articles") for split in SPLITS]
-        self._try("log_inputs", lambda store: store.log_inputs(self.run_id, [_dataset_of(file) for file in files]))
+        if missing := [file.as_posix() for file in files if not file.is_file()]:
+            log.warning("what the run reads is not logged, for there is no %s", ", ".join(missing))
+            return
+        self._add("inputs", datasets=[_described(file) for file in files])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers by name, e.g. `validation/macro_f1`, of a training step or of the whole run."""
-        self._try("log_metrics", lambda store: write_metrics(store, self.run_id, metrics, step=step or 0))
+        rows = [(name, float(value), _now(), step or 0) for name, value in metrics.items()]
+        if rows := [row for row in rows if (row[0], row[3]) not in self._known]:
+            self._add("metrics", rows=rows)
 
     def log_figure(self, figure: Figure, file: str) -> None:
         """Store a figure, e.g. as `figures/confusion.png`."""
-        self._try("log_figure", lambda store: store.log_figure(self.run_id, figure, file))
+        self._add_file(file, figure.savefig)
 
     def log_text(self, text: str, file: str) -> None:
         """Store a text."""
-        self._try("log_text", lambda store: store.log_text(self.run_id, text, file))
+        self._add_file(file, lambda path: path.write_text(text, "utf-8"))
 
     def log_artifacts(self, folder: Path, name: str) -> None:
         """Store the files of a folder under a name."""
-        self._try("log_artifacts", lambda store: store.log_artifacts(self.run_id, str(folder), name))
+        self._add_file(name, lambda path: shutil.copytree(folder, path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], file: str) -> None:
         """Store a table, e.g. as `tables/labels.json`, in place of one of that name."""
-        self._try("log_table", lambda store: _write_table(store, self.run_id, rows, file))
+        self._add("table", rows=[dict(row) for row in rows], file=file)
 
-    def log_model(self, folder: Path, *, example: str, register: bool) -> str | None:
-        """Store a model folder as a model that MLflow can load and serve.
+    def log_model(self, folder: Path, *, example: str, register: bool) -> None:
+        """Store a model folder as a model that MLflow can load and serve, with the wheel of copydesk that it needs.
 
         Args:
             folder: as `copydesk.saved` wrote it; its manifest names the model.
             example: a page, HTML or text.
             register: make it a version of the registered model of that name, with the alias `challenger`.
-
-        Returns:
-            Its address, `models:/MODEL_ID`; None where the store did not take it.
         """
-        return self._try(
-            "log_model",
-            lambda store: publish(folder, example=example, store=store, run_id=self.run_id, register=register),
-        )
+        if not self._journal:
+            return
+        try:
+            kept, wheel = self._journal.keep(folder), build_wheel(self._journal.new_file("wheel"))
+        except OSError as error:
+            self._fail(error)
+            return
+        paths = {"folder": self._within(kept), "wheel": self._within(wheel)}
+        self._add("model", id=uuid.uuid4().hex, example=example, register=register, **paths)
 
-    def log_settings(self, experiment: Experiment, *, before: Mapping[str, str] | None = None) -> None:
-        """Log all settings as params; what differs from params that stand already as a tag, for they cannot change."""
+    def log_changes(self, experiment: Experiment, *, before: Mapping[str, str]) -> None:
+        """Log what settings have changed since the run began, as a tag: params cannot change."""
         settings = flatten(experiment.model_dump(mode="json"))
-        changed = {name: value for name, value in settings.items() if before and before.get(name, value) != value}
+        changed = {name: value for name, value in settings.items() if before.get(name, value) != value}
         if changed:
-            log.warning("settings changed since MLflow run %s began: %s", self.run_id, ", ".join(changed))
-            self._try("log_settings", lambda store: store.set_tag(self.run_id, "changed", json.dumps(changed)))
-        if before is None:
-            self._try("log_settings", lambda store: write_params(store, self.run_id, settings))
-        config = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self.log_text(config, "config_changed.yaml" if changed else "config.yaml")
+            log.warning("settings changed since the run of %s began: %s", experiment.name, ", ".join(changed))
+            self._add("tag", name="changed", value=json.dumps(changed))
+            self.log_text(_config_of(experiment), "config_changed.yaml")
+
+    def skip_known_metrics(self) -> None:
+        """Do not log again what the journal holds of a step."""
+        logged = [entry for entry in self._journal.entries if entry["kind"] == "metrics"] if self._journal else []
+        self._known = {(row[0], row[3]) for entry in logged for row in entry["rows"]}
 
     def watch_system(self) -> None:
         """Log processor, memory, disk and network until the run is finished."""
-        self._monitor = self._try(
-            "watch_system", lambda store: SystemMetricsMonitor(self.run_id, tracking_uri=store.tracking_uri)
-        )
-        if self._monitor is not None:
-            self._monitor.start()
+        self._watch = Watch(self.log_metrics)
+        self._watch.start()
+
+    def flush(self) -> bool:
+        """Wait until all is in the store, or the store is away; tell which."""
+        return self._sender.flush() if self._sender else False
 
     def finish(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
         """End the run; what is called after it does nothing."""
-        if self._monitor is not None:
-            self._monitor.finish()
-        self._try("finish", lambda store: store.set_terminated(self.run_id, status))
-        self._store = self._monitor = None
+        if self._watch:
+            self._watch.stop()
+        self._add("close", status=status, time=_now())
+        if self._sender and self._journal:
+            self._sender.finish()
+            self._ended_id = self._journal.run_id
+            if not self._sender.is_alive():
+                self._journal.close()
+        self._journal = self._sender = self._watch = None
 
-    def _try(self, what: str, call: Callable[[MlflowClient], _T]) -> _T | None:
-        if self._store is None:
-            return None
-        try:
-            return call(self._store)
-        except Exception as error:  # noqa: BLE001 (as above)
-            if not _has(self._store, self.run_id):
-                self._store = None
-                _without_store(error)
-            elif what not in self._refused:
-                self._refused.add(what)
-                log.warning("MLflow did not take %s, further such failures are not reported: %s", what, error)
-            return None
+    def _add(self, kind: str, **content: Any) -> None:
+        if self._journal and self._sender:
+            try:
+                self._journal.add(kind, **content)
+            except OSError as error:
+                self._fail(error)
+            self._sender.wake()
+
+    def _add_file(self, file: str, write: Callable[[Path], Any]) -> None:
+        if self._journal:
+            try:
+                path = self._journal.new_file(Path(file).name)
+                write(path)
+            except OSError as error:
+                self._fail(error)
+                return
+            # MLflow keeps a file under its name in a folder, a folder's files in a folder.
+            target = file if path.is_dir() else file.rpartition("/")[0]
+            self._add("files", folder=self._within(path if path.is_dir() else path.parent), target=target)
+
+    def _within(self, path: Path) -> str:
+        return path.relative_to(self._journal.folder).as_posix() if self._journal else ""
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            log.warning("the journal takes no more, not all will be logged: %s", error)
+        self._failed = True
 
 
 class _Callback(TrainerCallback):
@@ -238,7 +274,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
         children = list(enumerate(value))
     if not children:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return {_key(prefix): text[: validation.MAX_PARAM_VAL_LENGTH]}
+        return {key(prefix): text[:MAX_PARAM_LENGTH]}
     flat: dict[str, str] = {}
     for name, child in children:
         flat |= flatten(child, f"{prefix}.{name}" if prefix else str(name))
@@ -254,72 +290,25 @@ def git_tags() -> dict[str, str]:
         )
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {mlflow_tags.MLFLOW_GIT_COMMIT: commit, mlflow_tags.MLFLOW_GIT_DIRTY: "true" if changes else "false"}
+    return {SOURCE_COMMIT: commit, SOURCE_DIRTY: "true" if changes else "false"}
 
 
-def connect() -> tuple[MlflowClient, str]:
-    """Return the store and the id of our experiment in it, made where it is missing."""
-    for name, value in _PATIENCE.items():
-        os.environ.setdefault(name, value)
-    uri = tracking_uri()
-    store = MlflowClient(tracking_uri=uri)
-    if found := store.get_experiment_by_name(EXPERIMENT):
-        return store, found.experiment_id
-    # A server decides by itself where artifacts go.
-    location = Path("mlartifacts").absolute().as_uri() if uri.startswith("sqlite:") else None
-    return store, store.create_experiment(EXPERIMENT, artifact_location=location)
+def _described(file: Path) -> dict[str, Any]:
+    return {
+        "name": f"{file.parent.name}-{file.stem}",  # with the split: MLflow takes equal files of one name for one
+        "sha256": sha256_of(file),
+        "context": file.stem,
+        "source": file.as_posix(),
+        "num_rows": pyarrow.parquet.read_metadata(file).num_rows,
+    }
 
 
-def write_params(store: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Write params in as many calls as MLflow wants."""
-    entities = [Param(name, value) for name, value in params.items()]
-    for start in range(0, len(entities), validation.MAX_PARAMS_TAGS_PER_BATCH):
-        store.log_batch(run_id, params=entities[start : start + validation.MAX_PARAMS_TAGS_PER_BATCH])
+def _config_of(experiment: Experiment) -> str:
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def write_metrics(store: MlflowClient, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
-    """Write metrics of one step."""
-    now = int(time.time() * 1000)
-    store.log_batch(run_id, [Metric(_key(name), float(value), now, step) for name, value in metrics.items()])
-
-
-def dataset_input(name: str, *, sha256: str, context: str, source: str, num_rows: int | None = None) -> DatasetInput:
-    """Describe a file that a run read."""
-    dataset = Dataset(
-        name=name,
-        digest=sha256[: validation.MAX_DATASET_DIGEST_SIZE],
-        source_type="local",
-        source=json.dumps({"uri": source}),
-        profile=json.dumps({"num_rows": num_rows}),
-    )
-    return DatasetInput(dataset, [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, context), InputTag("sha256", sha256)])
-
-
-def _dataset_of(file: Path) -> DatasetInput:
-    num_rows = pyarrow.parquet.read_metadata(file).num_rows
-    name = f"{file.parent.name}-{file.stem}"  # with the split: MLflow takes equal files of one name for one
-    return dataset_input(name, sha256=sha256_of(file), context=file.stem, source=file.as_posix(), num_rows=num_rows)
-
-
-def _write_table(store: MlflowClient, run_id: str, rows: Sequence[Mapping[str, Any]], file: str) -> None:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    # MLflow's own log_table appends to a table of that name, so that scoring twice would double it.
-    table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
-    store.log_text(run_id, json.dumps(table, ensure_ascii=False), file)
-    listed = json.loads(store.get_run(run_id).data.tags.get(mlflow_tags.MLFLOW_LOGGED_ARTIFACTS, "[]"))
-    if (entry := {"path": file, "type": "table"}) not in listed:
-        store.set_tag(run_id, mlflow_tags.MLFLOW_LOGGED_ARTIFACTS, json.dumps([*listed, entry]))
-
-
-def _has(store: MlflowClient, run_id: str) -> bool:
-    try:
-        return store.get_run(run_id) is not None
-    except Exception:  # noqa: BLE001 (whatever it is, the store is of no use)
-        return False
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[^\w./: -]", "_", name)[: validation.MAX_ENTITY_KEY_LENGTH]
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _record(experiment: Experiment) -> Path:

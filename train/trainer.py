@@ -4,9 +4,8 @@ Knows the loop and what it optimises; knows nothing of stages or folders but its
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModel,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from copydesk.labels import CLASSES, SectionLabel, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.predictor import choose_device, move_batch, move_chunks, native_bfloat16
+from train import checkpoints
 from train.config import TransformerFit
 from train.loss import loss_of
 from train.metrics import label_confusion, labels_of, macro_f1, precision_recall_f1, topic_counts, topic_f1
 from train.packs import Pack, Packs, TrainingArticle, TrainingPage, batches_of, pack
+from train.processes import join, mean_over_processes, same_for_all
 from train.warm_up import warm_up
 
 log = logging.getLogger(__name__)
@@ -65,6 +75,7 @@ class Fitting:
     def __init__(self, settings: TransformerFit, encoder: Path, topics: TopicList, *, num_hints: int) -> None:
         self.settings, self.encoder, self.topics, self.num_hints = settings, encoder, topics, num_hints
         self.device = choose_device(settings.device)
+        self.processes = join(self.device)
         self.bfloat16 = settings.precision == "bfloat16" or (
             settings.precision == "auto" and native_bfloat16(self.device)
         )
@@ -101,7 +112,10 @@ class Fitting:
     def run(
         self, train: Rows, validation: Rows | None, *, epochs: int, output: Path, callbacks: Sequence[Any] = ()
     ) -> "CopydeskTrainer":
-        """Train one model; without validation rows the last weights are the best."""
+        """Train one model; without validation rows the last weights are the best.
+
+        Continues from the newest whole checkpoint in `output`.
+        """
         settings = self.settings
         model = self.new_model()
         packs = Packs(
@@ -111,21 +125,15 @@ class Fitting:
             epochs=epochs,
             pad_id=self.pad_id(model),
             num_topics=len(self.topics),
-            num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+            num_processes=self.processes.num_processes,
         )
-        if settings.warm_up_epochs:
-            warm_up(
-                model,
-                packs,
-                settings=settings,
-                device=self.device,
-                bfloat16=self.bfloat16,
-                class_weights=self.class_weights(packs.class_counts),
-            )
+        checkpoint = checkpoints.newest_whole(output)
+        if settings.warm_up_epochs and not checkpoint:
+            self.warm_up(model, packs, output=output)
             if validation:
                 scores = validation_scores(self, model, validation)
                 log.info("after warm-up macro F1 %.4f", scores[f"eval_{SCORE}"])
-        steps = packs.num_packs // int(os.environ.get("WORLD_SIZE", "1"))
+        steps = packs.num_steps
         arguments = TrainingArguments(
             output_dir=str(output),
             per_device_train_batch_size=1,
@@ -137,8 +145,9 @@ class Fitting:
             logging_steps=max(1, steps // 10),
             eval_strategy="steps" if validation else "no",
             eval_steps=steps,
-            save_strategy="steps" if validation else "no",
-            save_steps=steps,
+            save_strategy="steps",
+            save_steps=settings.checkpoint_steps,
+            restore_callback_states_from_checkpoint=True,  # patience
             metric_for_best_model=SCORE if validation else None,
             greater_is_better=True,
             report_to=[],
@@ -155,7 +164,11 @@ class Fitting:
             eval_dataset=validation.pages if validation else None,
             data_collator=_only_item,
             optimizers=(self.optimizer(model), None),
-            callbacks=[*callbacks, *([EarlyStoppingCallback(settings.patience)] if validation else [])],
+            callbacks=[
+                *callbacks,
+                CheckpointCallback(),
+                *([EarlyStoppingCallback(settings.patience)] if validation else []),
+            ],
             fitting=self,
             validation=validation,
             class_weights=self.class_weights(packs.class_counts),
@@ -163,8 +176,27 @@ class Fitting:
         log.info(
             "%d pages, %d articles, %d steps an epoch, %d epochs", len(train.pages), len(train.articles), steps, epochs
         )
-        trainer.train()
+        trainer.train_from(checkpoint)
         return trainer
+
+    def warm_up(self, model: CopydeskModel, packs: Packs, *, output: Path) -> None:
+        """Warm up, or take what an earlier attempt ended its warm-up with: an unfinished one is done again."""
+        folder = output / "warm-up"
+        if folder.is_dir() and checkpoints.fault_of(folder) is None:
+            model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+            return
+        warm_up(
+            model,
+            packs,
+            settings=self.settings,
+            device=self.device,
+            bfloat16=self.bfloat16,
+            class_weights=self.class_weights(packs.class_counts),
+        )
+        if self.processes.is_main_process:
+            warm = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+            with checkpoints.writing(folder) as partial:
+                save_file(warm, partial / "model.safetensors")
 
     def pad_id(self, model: CopydeskModel) -> int:
         """Return the token that fills up rows."""
@@ -224,6 +256,24 @@ def _only_item(items: list[Pack]) -> dict[str, Pack]:
     return {"pack": items[0]}
 
 
+class CheckpointCallback(TrainerCallback):
+    """Writes a checkpoint after each validation, and logs before each checkpoint.
+
+    A logged loss is a mean since the one before: so cut, it does not depend on where training was broken off.
+    """
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 (the Trainer's signature)
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Set what is to be done after this step."""
+        control.should_save |= control.should_evaluate
+        control.should_log |= control.should_save
+
+
 class CopydeskTrainer(Trainer):
     """The Trainer with our loss, our validation score and checkpoints that are whole or not there."""
 
@@ -234,7 +284,40 @@ class CopydeskTrainer(Trainer):
         self.network: CopydeskModel = arguments["model"]  # the Trainer's own `model` may get wrapped
         self.fitting, self.validation = fitting, validation
         self.class_weights = class_weights.to(self.args.device)
-        self._writing = False
+        self._partial: Path | None = None
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train, from where a checkpoint was written; one that was written when training was over is only loaded."""
+        if checkpoint:
+            self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+            saved: Any = self.state.stateful_callbacks
+            if (
+                saved["TrainerControl"]["args"]["should_training_stop"]
+                or self.state.global_step == self.state.max_steps
+            ):
+                self._load_from_checkpoint(str(checkpoint))
+                return
+            log.info("continuing after step %d of %d", self.state.global_step, self.state.max_steps)
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """Learn from a pack; what drops out is, like the order of rows, a function of the seed and the step alone."""
+        place = [self.args.seed, self.state.global_step, self.args.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        return super().training_step(*arguments, **keywords)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save no random state: each step has its own."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the mean loss of all steps, not only of those since training was continued."""
+        if "train_loss" in logs:
+            last = total = 0.0
+            for entry in self.state.log_history:
+                if "loss" in entry:
+                    last, total = entry["step"], total + entry["loss"] * (entry["step"] - last)
+            logs["train_loss"] = total / max(1, last)
+        super().log(logs, start_time)
 
     def compute_loss(
         self,
@@ -255,52 +338,42 @@ class CopydeskTrainer(Trainer):
             *targets,
             class_weights=self.class_weights,
             topic_weight=self.fitting.settings.topic_weight,
+            over_processes=mean_over_processes,
         )
         return (loss, {"sections": sections, "topics": topics}) if return_outputs else loss
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
         """Score the validation rows."""
         del arguments, keywords
-        metrics = validation_scores(self.fitting, self.network, self.validation or Rows([], []))
+        metrics: dict[str, float] = {}
+        if self.fitting.processes.is_main_process:
+            metrics = validation_scores(self.fitting, self.network, self.validation or Rows([], []))
+        metrics = same_for_all(metrics)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _get_output_dir(self, trial: Any) -> str:
-        output = Path(super()._get_output_dir(trial))
-        return str(output / "partial" if self._writing else output)
+        return str(self._partial.parent) if self._partial else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint under a temporary name, then rename it; keep the best and the last one."""
-        self._writing = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writing = False
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
+        """Write a checkpoint under a temporary name, then rename it; keep the last two and the best ones."""
         output = Path(str(self.args.output_dir))
-        name = f"checkpoint-{self.state.global_step}"
-        written = output / "partial" / name
-        for file in written.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        shutil.rmtree(output / name, ignore_errors=True)
-        written.rename(output / name)
-        kept = {name, f"checkpoint-{self.state.best_global_step}"}
-        for old in output.glob("checkpoint-*"):
-            if old.name not in kept:
-                shutil.rmtree(old)
+        folder = output / checkpoints.name_of(self.state.global_step)
+        with checkpoints.writing(folder) if self.args.should_save else nullcontext() as self._partial:
+            super()._save_checkpoint(model, trial)
+            if self._partial:
+                self.state.best_model_checkpoint = None  # a path below the temporary name; the step says enough
+                self.state.save_to_json(str(self._partial / checkpoints.STATE))
+        self._partial = None
+        if self.args.should_save:
+            checkpoints.prune(output)
+        self.accelerator.wait_for_everyone()
 
     def best_model(self) -> CopydeskModel:
-        """Return the model with the weights that scored best, and drop the checkpoints."""
-        output = Path(str(self.args.output_dir))
-        weights = load_file(output / f"checkpoint-{self.state.best_global_step}" / "model.safetensors")
-        self.network.load_state_dict(weights)
-        for checkpoint in (*output.glob("checkpoint-*"), output / "partial"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        """Return the model with the weights that scored best."""
+        best = Path(str(self.args.output_dir)) / checkpoints.name_of(self.state.best_global_step or 0)
+        self.network.load_state_dict(load_file(best / "model.safetensors"))
         return self.network
 
 

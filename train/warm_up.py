@@ -46,15 +46,15 @@ def warm_up(
     _use_adapters(model, enabled=True)
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
-    steps = packs.num_packs * settings.warm_up_epochs
+    steps = packs.num_steps * settings.warm_up_epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.warm_up_learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
     class_weights = class_weights.to(device)
-    log.info("warming up: %d epochs of %d steps", settings.warm_up_epochs, packs.num_packs)
+    log.info("warming up: %d epochs of %d steps", settings.warm_up_epochs, packs.num_steps)
     for step in range(steps):
-        chosen, read = packs.rows_of(step)
-        shown = [packs.with_dropped_hints(i, step // packs.num_packs) for i in chosen]
+        chosen, read = packs.rows_of_step(step)  # of all processes: each does the same warm-up
+        shown = [packs.with_dropped_hints(i, step // packs.num_steps) for i in chosen]
         batch = move_batch(collate_encoded([page.encoded for page in shown]), device)
         rows = torch.cat([torch.zeros(0, pages[0].shape[1]), *[pages[i] for i in chosen]]).to(device)
         classes = np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in shown]])
@@ -77,8 +77,8 @@ def warm_up(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % packs.num_packs == 0:
-            log.info("warm-up epoch %d: loss %.3f", (step + 1) // packs.num_packs, loss.item())
+        if (step + 1) % packs.num_steps == 0:
+            log.info("warm-up epoch %d: loss %.3f", (step + 1) // packs.num_steps, loss.item())
 
 
 def _use_adapters(model: CopydeskModel, *, enabled: bool) -> None:
