@@ -94,7 +94,7 @@ def train(folder: Path, overrides: list[str], kill: tuple[str, int] | None, limi
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = Path("output.txt").open("a", encoding="utf-8")
     for name in ("start_run", "resume_run"):
-        setattr(tracking, name, lambda _: tracking.Run(None, ""))
+        setattr(tracking, name, lambda _: tracking.Run(None))
     compute = trainer.CopydeskTrainer.compute_loss
 
     def compute_and_note(self: trainer.CopydeskTrainer, *arguments: Any, **keywords: Any) -> torch.Tensor:
