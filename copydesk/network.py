@@ -17,6 +17,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from copydesk.encode import NUM_FEATURES, PageBatch
 from copydesk.labels import CLASSES
 
+MAX_GROUP_SECTIONS = 2_048
+"""Sections that the layers of a page encoder hold at once; more where a window is longer."""
+
 
 class CopydeskConfig(PretrainedConfig):
     """Shape of the network."""
@@ -85,22 +88,28 @@ class PageLayer(nn.Module):
         self.feed_up = nn.Linear(width, 4 * width)
         self.feed_down = nn.Linear(4 * width, width)
 
-    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Read a window of sections, (sections, width), and return the same shape."""
+    def forward(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """Read windows of sections, one after the other in (sections, width), each by itself; return the same shape."""
         sections, width = x.shape
-        heads = self.query_key_value(self.attention_norm(x)).view(sections, 3, self.num_heads, 64)
-        query, key, value = heads.permute(1, 2, 0, 3)
-        attended = functional.scaled_dot_product_attention(
-            _rotate(query, rotary)[None], _rotate(key, rotary)[None], value[None]
-        )
-        x = x + self.dropout(self.attention_output(attended[0].transpose(0, 1).reshape(sections, width)))
+        heads = self.query_key_value(self.attention_norm(x)).view(sections, 3 * self.num_heads, 64)
+        query_key, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)
+        heads = torch.cat((_rotate(query_key, rotary), value), dim=1).transpose(0, 1)
+        attended = [
+            functional.scaled_dot_product_attention(*window[None].chunk(3, dim=1))[0]
+            for window in heads.split(list(lengths), dim=1)
+        ]
+        x = x + self.dropout(self.attention_output(torch.cat(attended, dim=1).transpose(0, 1).reshape(sections, width)))
         return x + self.dropout(self.feed_down(functional.gelu(self.feed_up(self.feed_norm(x)))))
 
 
-def _rotary(sections: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary(lengths: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines of each section's place in its window, (sections, 1, 64) each."""
     rates = 1_000.0 ** (-torch.arange(0, 64, 2, device=device) / 64)
-    angles = torch.outer(torch.arange(sections, device=device), rates)
-    return angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+    angles = torch.outer(torch.arange(max(lengths), device=device), rates).repeat(1, 2)
+    places = torch.cat([torch.arange(length, device=device) for length in lengths])
+    return angles.cos()[places, None], angles.sin()[places, None]
 
 
 def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -143,19 +152,29 @@ class PageEncoder(nn.Module):
     def forward(self, sections: torch.Tensor, batch: PageBatch) -> torch.Tensor:
         """Return (S, page_width) from section vectors (S, D)."""
         hints = self.hint_embedding(batch.hint_ids, batch.hint_offsets)
-        vectors = self.section_projection(self.vector_dropout(sections))
-        x = vectors + self.feature_projection(batch.features) + self.hint_projection(hints)
-        pages = [self._read(page) for page in x.split(batch.page_lengths)]
-        return self.norm(torch.cat(pages))
+        x = self.section_projection(self.vector_dropout(sections))
+        x += self.feature_projection(batch.features)
+        x += self.hint_projection(hints)
+        return self._read(x, batch.page_lengths)
 
-    def _read(self, page: torch.Tensor) -> torch.Tensor:
-        kept = []
-        for start, stop, keep_from, keep_to in windows_of(len(page), size=self.size, overlap=self.overlap):
-            window = page[start:stop]
-            rotary = _rotary(len(window), window.device)
+    def _read(self, x: torch.Tensor, page_lengths: Sequence[int]) -> torch.Tensor:
+        windows, page_start = [], 0
+        for length in page_lengths:
+            for start, stop, keep_from, keep_to in windows_of(length, size=self.size, overlap=self.overlap):
+                windows.append((page_start + start, page_start + stop, slice(keep_from - start, keep_to - start)))
+            page_start += length
+        kept: list[torch.Tensor] = []
+        while windows:  # some at a time: a page of 100,000 sections must not be held at every width at once
+            group = [windows.pop(0)]
+            while windows and windows[0][1] - group[0][0] <= MAX_GROUP_SECTIONS:
+                group.append(windows.pop(0))
+            lengths = [stop - start for start, stop, _ in group]
+            rotary = _rotary(lengths, x.device)
+            read = torch.cat([x[start:stop] for start, stop, _ in group])
             for layer in self.layers:
-                window = layer(window, rotary)
-            kept.append(window[keep_from - start : keep_to - start])
+                read = layer(read, rotary, lengths)
+            read = self.norm(read)
+            kept += [window[keep] for window, (_, _, keep) in zip(read.split(lengths), group, strict=True)]
         return torch.cat(kept)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
+from copydesk import network
 from copydesk.encode import NUM_FEATURES, EncodedPage, chunk, collate_pages
 from copydesk.labels import CLASSES
 from copydesk.network import CopydeskConfig, CopydeskModel, PageLayer, windows_of
@@ -132,6 +133,16 @@ def test_a_page_longer_than_a_window_gets_logits_for_each_section(model, section
 
     assert logits.shape == (sections, len(CLASSES))
     assert logits.isfinite().all()
+
+
+def test_windows_read_some_at_a_time_say_what_all_at_once_do(monkeypatch, model):
+    pages = [make_page(sections, seed=sections) for sections in (40, 3, 17, 90)]
+    together = logits_of(model, *pages)
+
+    monkeypatch.setattr(network, "MAX_GROUP_SECTIONS", 20)
+
+    for some, one in zip(logits_of(model, *pages), together, strict=True):
+        torch.testing.assert_close(some, one, rtol=1e-4, atol=1e-5)
 
 
 def test_a_section_is_read_with_those_in_its_window_and_no_farther(model):
