@@ -50,6 +50,8 @@ class Encoding(BaseModel):
     """Tokens kept from the start of a section."""
     tail_tokens: int = Field(default=8, ge=0)
     """Tokens kept from its end."""
+    max_page_tokens: int = Field(default=2**18, ge=1)
+    """Tokens of a page's distinct sections above which all are cut shorter, by halves down to two tokens each."""
     max_article_tokens: int = Field(default=256, ge=8)
     """Tokens of headline and body that the topics are read from."""
 
@@ -129,17 +131,23 @@ class TextEncoder:
         hints = [self._look_up(section.hints) for section in page.sections]
         tokens: list[list[int]] = []
         remaining = iter(index)
-        while batch := list(islice(remaining, 4_096)):  # a page of 100,000 sections must not be held as encodings
-            tokens += [self._cut(e.ids) for e in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
-        return EncodedPage(
-            tokens, distinct, features_of(page, texts), [ids for ids, _ in hints], [count for _, count in hints]
-        )
-
-    def _cut(self, ids: list[int]) -> list[int]:
         head, tail = self.encoding.head_tokens, self.encoding.tail_tokens
-        if len(ids) > head + tail:
-            ids = ids[:head] + ids[len(ids) - tail :]
-        return [*self._before, *ids, *self._after]
+        while batch := list(islice(remaining, 4_096)):  # a page of 100,000 sections must not be held as encodings
+            encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            tokens += [_cut(encoding.ids, head, tail) for encoding in encodings]
+        around = len(self._before) + len(self._after)
+        while sum(map(len, tokens)) + around * len(tokens) > self.encoding.max_page_tokens and head + tail > 2:
+            head, tail = -(-head // 2), tail // 2
+            rows: dict[tuple[int, ...], int] = {}  # what is cut short may be equal
+            distinct = np.array([rows.setdefault(tuple(_cut(ids, head, tail)), len(rows)) for ids in tokens])[distinct]
+            tokens = [list(ids) for ids in rows]
+        return EncodedPage(
+            [[*self._before, *ids, *self._after] for ids in tokens],
+            distinct,
+            features_of(page, texts),
+            [ids for ids, _ in hints],
+            [count for _, count in hints],
+        )
 
     def encode_articles(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode articles (headline, line break, body), each cut to its first tokens."""
@@ -147,6 +155,10 @@ class TextEncoder:
         # Fifteen characters a token is far above any real text: cutting first saves tokenizing whole books.
         encodings = self.tokenizer.encode_batch_fast([text[: room * 15] for text in texts], add_special_tokens=False)
         return [[*self._before, *encoding.ids[:room], *self._after] for encoding in encodings]
+
+
+def _cut(ids: list[int], head: int, tail: int) -> list[int]:
+    return ids[:head] + ids[len(ids) - tail :] if len(ids) > head + tail else ids
 
 
 _DIGIT = re.compile(r"\d")

@@ -79,6 +79,29 @@ def test_a_section_can_be_read_without_its_tail(tokenizer_json):
     assert words_kept("the a of to", tokenizer_json, head_tokens=2, tail_tokens=0) == "[CLS] the a [SEP]"
 
 
+def test_the_sections_of_a_page_of_too_many_tokens_are_cut_shorter_until_it_fits(tokenizer_json):
+    raw = split("the a of to in and\nthe a of to in talks\nminister", kind="text")
+
+    def read(budget: int) -> list[str]:
+        encoder = text_encoder(tokenizer_json, head_tokens=4, tail_tokens=2, max_page_tokens=budget)
+        page = encoder.encode_page(raw)
+        texts = [" ".join(map(encoder.tokenizer.id_to_token, row[1:-1])) for row in page.tokens]
+        return [texts[i] for i in page.distinct]
+
+    assert read(19) == ["the a of to in and", "the a of to in talks", "minister"]
+    assert read(18) == ["the a and", "the a talks", "minister"]
+    assert read(12) == read(7) == read(1) == ["the", "the", "minister"]
+
+
+def test_sections_that_are_equal_once_cut_are_read_once(tokenizer_json):
+    encoder = text_encoder(tokenizer_json, head_tokens=4, tail_tokens=2, max_page_tokens=7)
+
+    page = encoder.encode_page(split("the a of to in and\nminister\nthe a of to in talks", kind="text"))
+
+    assert page.distinct.tolist() == [0, 1, 0]
+    assert page.num_tokens == 6
+
+
 def test_padding_and_truncation_left_in_a_tokenizer_are_switched_off(tokenizer_json):
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.enable_padding(length=40)
