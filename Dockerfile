@@ -16,7 +16,7 @@ COPY copydesk /build/copydesk
 RUN pip install --constraint /build/constraints.txt "/build[encoder,mlflow,serve]"
 COPY models/released /model
 ENV COPYDESK_MODEL=/model
-USER copydesk
+USER 10001
 EXPOSE 8080
 HEALTHCHECK --start-period=60s --interval=10s --timeout=5s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
@@ -25,9 +25,9 @@ ENTRYPOINT ["copydesk", "serve", "--host", "0.0.0.0"]
 
 FROM base AS mlflow
 COPY constraints.txt /build/
-RUN pip install --constraint /build/constraints.txt mlflow psycopg2-binary
-# A new volume takes its owner from here.
-RUN install --directory --owner=copydesk /artifacts
-USER copydesk
+# A new volume takes its owner from /artifacts.
+RUN pip install --constraint /build/constraints.txt mlflow psycopg2-binary && \
+    install --directory --owner=copydesk /artifacts
+USER 10001
 EXPOSE 5000
 ENTRYPOINT ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000"]

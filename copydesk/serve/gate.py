@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from copydesk.serve.metering import Meters
-from copydesk.serve.problems import Refused, problem_response
+from copydesk.serve.problems import Refused, problem_response, unavailable
 
 access = logging.getLogger("copydesk.access")
 log = logging.getLogger(__name__)
@@ -75,10 +75,13 @@ class Gate:
             await send(message)
 
         try:
-            if self._admits(scope["path"], headers):
-                await self.app(scope, receive, send_noting)
-            else:
-                await problem_response(_NO_KEY, request_id=notes["request_id"])(scope, receive, send_noting)
+            admitted = self._admits(scope["path"], headers)
+            answer = self.app if admitted else problem_response(_NO_KEY, request_id=notes["request_id"])
+            await answer(scope, receive, send_noting)
+        except asyncio.CancelledError:  # the grace time is over
+            if not status:
+                await problem_response(_ENDED, request_id=notes["request_id"])(scope, receive, send_noting)
+            raise
         except BaseException:
             status = status or 500
             raise
@@ -117,6 +120,9 @@ _NO_KEY = Refused(
     what="api key",
     headers={"www-authenticate": "Bearer"},
 )
+
+
+_ENDED = unavailable("the service ended before it could answer: send the request again", retry_after=1)
 
 
 def _request_id(headers: Headers) -> str:

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -20,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from copydesk.serve.app import create_app
 from copydesk.serve.desk import Desk
 from copydesk.serve.gate import JsonLines
+from copydesk.serve.problems import Refused, problem_response, unavailable
 from copydesk.serve.settings import Settings
 from copydesk.serve.source import ModelSource, reload, watch
 
@@ -65,9 +67,8 @@ def serve(
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(settings.grace)),
-            limit_concurrency=settings.max_connections,
         )
-        Protocol.header_timeout = settings.read_timeout
+        Protocol.header_timeout, Protocol.max_connections = settings.read_timeout, settings.max_connections
         server = Server(config, desk, source, version=version)
         server.run(sockets=[listening])
     logging.shutdown()
@@ -91,13 +92,24 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 that does not wait forever for a request's headers."""
+    """HTTP/1.1 that does not wait forever for a request's headers, and refuses as the service does."""
 
     header_timeout: float = 30
+    max_connections: int = 2_048
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
+        """Begin to wait; whatever comes over a connection too many is refused."""
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            refused = unavailable(
+                f"more than {self.max_connections:,} connections are open: come again a little later",
+                what="connections",
+                got=len(self.connections),
+                limit=self.max_connections,
+                retry_after=1,
+            )
+            refused.headers["connection"] = "close"
+            self.app = problem_response(refused, request_id=None)
         self._slow = self.loop.call_later(self.header_timeout, self._give_up)
 
     def handle_events(self) -> None:
@@ -113,6 +125,15 @@ class Protocol(H11Protocol):
         """Wait no more."""
         self._slow.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        refused = Refused(400, f"the request is no HTTP/1.1: {msg}", headers={"connection": "close"})
+        answer = problem_response(refused, request_id=None)
+        start = h11.Response(status_code=400, headers=answer.raw_headers, reason=HTTPStatus.BAD_REQUEST.phrase)
+        for event in (start, h11.Data(data=answer.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _give_up(self) -> None:
         self.transport.close()

@@ -107,7 +107,8 @@ def test_what_takes_longer_than_the_grace_time_is_said_to_be_lost(service_of):
         assert service.stop() == 1
 
         assert time.monotonic() - began < 10
-        assert client.result()[0] == 500
+        status, body = client.result()
+        assert (status, json.loads(body)["title"]) == (503, "Service Unavailable")
     assert [row["lost_requests"] for row in service.logged if row["message"] == "ended"] == [1]
 
 
@@ -235,7 +236,22 @@ def test_connections_above_the_limit_get_503(service):
     held = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(1_100)]
 
     eventually(lambda: get(service, "/healthz")[0] == 503)
+    problem = json.loads(get(service, "/healthz")[1])
+    assert (problem["status"], problem["what"], problem["limit"]) == (503, "connections", 1_050)
 
     for connection in held:
         connection.close()
     eventually(lambda: get(service, "/healthz")[0] == 200)
+
+
+def test_what_is_no_http_gets_a_problem_too(service):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        connection.sendall(b"HELLO\r\n\r\n")
+        answer = b""
+        while data := connection.recv(1_000):
+            answer += data
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["status"] == 400
