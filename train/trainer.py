@@ -107,6 +107,7 @@ class Fitting:
         if settings.frozen_layers:
             for layer in _layers(model.encoder)[: settings.frozen_layers]:
                 layer.requires_grad_(requires_grad=False)
+        _normalise_in_float32(model)
         return model
 
     def run(
@@ -242,6 +243,13 @@ class Fitting:
                 topics[indices] = model.topic_logits(move_chunks(chunks, self.device)).float().cpu().numpy()
         model.train(was_training)
         return np.concatenate([np.zeros((0, len(CLASSES)), dtype=np.float32), *sections]), topics
+
+
+def _normalise_in_float32(model: nn.Module) -> None:
+    """Keep layer norms out of autocast: summed over thousands of rows in bfloat16, gradients come out a third wrong."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _layers(encoder: nn.Module) -> nn.ModuleList:
