@@ -115,6 +115,22 @@ def test_frozen_layers_do_not_learn():
     assert any("encoder.layer.1." in name for name in learning)
 
 
+def test_norms_are_computed_in_float32_where_all_else_is_in_bfloat16():
+    experiment = tiny()
+    network, kinds = network_of(experiment), []
+    for module in network.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _, inputs, output: kinds.append((inputs[0].dtype, output.dtype)))
+    tokenizer = Tokenizer.from_file(str(Path(experiment.fit.encoder) / "tokenizer.json"))
+    pages = [TextEncoder(tokenizer, experiment.fit.encoding, []).encode_page(resplit(rows_of(experiment, "train")[0]))]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network.section_logits(collate_pages(pages))
+
+    assert len(kinds) > 5
+    assert set(kinds) == {(torch.float32, torch.float32)}
+
+
 def test_the_same_config_and_seed_give_the_same_weights():
     experiment = tiny()
     fit(experiment)
