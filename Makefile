@@ -1,5 +1,5 @@
 # CI calls these and nothing else.
-.PHONY: setup demo test check ui pages clean
+.PHONY: setup demo test check ui pages bench clean
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -35,3 +35,7 @@ ui: setup  ## open the MLflow UI on the runs made here and those kept in git
 
 pages: setup  ## fetch the annotated pages, 41 MB
 	python -m train.fetch
+
+bench: setup  ## time training and reading beside others; on a machine that does nothing else
+	python -m pip install --quiet --constraint constraints.txt --group bench
+	python -m bench.speed --output bench/speed.json

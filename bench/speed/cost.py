@@ -1,0 +1,95 @@
+"""What a token costs, and what the machine could do: FLOPs of the network, peak of matrix multiplication.
+
+Knows the network's shapes; knows nothing of pages. A multiplication with an addition counts as two FLOPs.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from bench.speed.apart import Sample
+from copydesk.network import CopydeskModel
+from copydesk.predictor import native_bfloat16
+
+TRAINING = 3
+"""Forward once, backward twice (arXiv:2001.08361): to the inputs and to the weights."""
+
+Chunks = Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def linear_flops(module: nn.Module) -> int:
+    """Return what the linear layers below a module cost a row."""
+    return sum(2 * part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def text_flops(encoder: nn.Module, lengths: Iterable[int]) -> float:
+    """Return what the text encoder's forward pass costs, padding apart.
+
+    Args:
+        encoder: with `hidden_size` and `num_hidden_layers` in its config.
+        lengths: tokens of each row.
+    """
+    linear = linear_flops(encoder)
+    attention = 4 * encoder.config.hidden_size * encoder.config.num_hidden_layers  # scores, weighted values
+    return float(sum(length * (linear + attention * length) for length in lengths))
+
+
+def page_flops(model: CopydeskModel, page_lengths: Iterable[int]) -> float:
+    """Return what the page encoders and section heads cost, each section once although windows overlap.
+
+    Args:
+        model: the network.
+        page_lengths: sections of each page.
+    """
+    config = model.config
+    linear = linear_flops(model.page_encoders) + linear_flops(model.section_heads)
+    attention = 4 * config.page_width * config.page_layers * config.page_encoders
+    return float(sum(length * (linear + attention * min(length, config.window_sections)) for length in page_lengths))
+
+
+def row_lengths(chunks: Chunks) -> list[int]:
+    """Return the real tokens of each row."""
+    return [
+        length
+        for ids, mask in chunks
+        for length in ([ids.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist())
+    ]
+
+
+def padded_tokens(chunks: Chunks) -> int:
+    """Return all tokens, padding included."""
+    return sum(ids.numel() for ids, _ in chunks)
+
+
+def peak(sizes: Sequence[int], seconds: float) -> Callable[[], Sample]:
+    """Set up the measurement of the matmul peak: the best that any square size reaches.
+
+    Args:
+        sizes: of the square matrices.
+        seconds: for each size and type.
+
+    Returns:
+        What gives GFLOP/s by type; bfloat16 only where the processor multiplies it natively.
+    """
+    types = [torch.float32, *([torch.bfloat16] if native_bfloat16(torch.device("cpu")) else [])]
+    matrices = {(size, kind): torch.randn(size, size).to(kind) for size in sizes for kind in types}
+
+    def run() -> Sample:
+        best = dict.fromkeys((str(kind).removeprefix("torch.") for kind in types), 0.0)
+        for (size, kind), matrix in matrices.items():
+            name = str(kind).removeprefix("torch.")
+            best[name] = max(best[name], 2e-9 * size**3 / _fastest(lambda m=matrix: m @ m, seconds))
+        return best | {"used": best.get("bfloat16", best["float32"])}
+
+    run()
+    return run
+
+
+def _fastest(work: Callable[[], object], seconds: float) -> float:
+    ends, fastest = time.perf_counter() + seconds, float("inf")
+    while (began := time.perf_counter()) < ends or fastest == float("inf"):
+        work()
+        fastest = min(fastest, time.perf_counter() - began)
+    return fastest

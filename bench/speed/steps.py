@@ -1,0 +1,171 @@
+"""Where the time of reading a page goes, and how much of the machine's peak the network reaches.
+
+The calls of `predict` are timed in place, so that what is measured is what runs.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any
+from unittest.mock import patch
+
+import copydesk.predictor
+from bench.speed.apart import Sample, Side
+from bench.speed.cost import Chunks, padded_tokens, page_flops, peak, row_lengths, text_flops
+from bench.speed.measure import Goal, Row, alternate, median
+from bench.speed.pages import read_pages
+from bench.speed.setup import Setup
+from copydesk.encode import PageBatch, TextEncoder
+from copydesk.predictor import Predictor, load
+
+STEPS = {
+    "split": "parse and split",
+    "encode_page": "tokenize, layout features",
+    "collate_pages": "pack",
+    "encode_rows": "text encoder",
+    "each_section_logits": "page layers",
+    "topic_logits": "topics",
+    "class_probabilities": "decode",
+    "article_of": "decode",
+    "topic_probabilities": "decode",
+    "list_topics": "decode",
+    "page_from": "decode",
+}
+"""The function that takes a step, and the step's name."""
+
+
+class Clock:
+    """Adds up the seconds of calls by name; a call within another one counts for the outer one alone."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._running = False
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed."""
+
+        @wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if self._running:
+                return function(*arguments, **keywords)
+            self._running = True
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self.seconds[name] += time.perf_counter() - began
+                self._running = False
+
+        return call
+
+
+def step_rows(setup: Setup) -> list[Row]:
+    """Measure pages a second beside trafilatura, the share of each step, and what the network makes of the peak."""
+    pages = [page.content for page in read_pages(setup.sizes.pages)]
+    with ExitStack() as stack:
+        sides = {
+            "ours": stack.enter_context(Side(ours, setup.model, pages)),
+            "theirs": stack.enter_context(Side(theirs, pages)),
+            "peak": stack.enter_context(Side(peak, setup.sizes.matrices, setup.sizes.peak_seconds)),
+        }
+        taken = alternate(sides, repeats=setup.repeats)
+    counts = taken["ours"][0]
+    seconds = median(taken["ours"], "seconds")
+    flops = counts["flops"] / (1e9 * median(taken["peak"], "used"))
+    pace = Row(
+        "pages from HTML, beside trafilatura's bodies",
+        len(pages) / seconds,
+        len(pages) / median(taken["theirs"], "seconds"),
+        unit="pages/s",
+        more_is_better=True,
+    )
+    return [
+        Row(
+            "share of the matmul peak in prediction, the network",
+            flops / median(taken["ours"], "network"),
+            goal=Goal(0.4),
+            note=f"{counts['real'] / median(taken['ours'], 'network'):,.0f} real tokens/s",
+        ),
+        Row(
+            "share of the matmul peak in prediction, from HTML",
+            flops / seconds,
+            goal=Goal(0.4),
+            note=f"{counts['real'] / seconds:,.0f} real tokens/s",
+        ),
+        Row("real tokens of all, prediction", counts["real"] / counts["padded"], goal=Goal(0.95)),
+        pace,
+        *(
+            Row(f"share of the time: {name}", 100 * median(taken["ours"], name) / seconds, unit="%")
+            for name in _names()
+        ),
+    ]
+
+
+def _names() -> list[str]:
+    return list(dict.fromkeys(STEPS.values()))
+
+
+def ours(model: str, pages: Sequence[str]) -> Callable[[], Sample]:
+    """Set up `predict`, its steps timed."""
+    desk = load(model, device="cpu")
+
+    def run() -> Sample:
+        clock, network, counts = Clock(), Clock(), Counter[str]()
+        with ExitStack() as stack:
+            for owner, name, function in [*_steps_of(desk), *_network_of(desk, network, counts)]:
+                timed = clock.timed(STEPS[name], function)
+                stack.enter_context(patch.object(owner, name, timed))
+            began = time.perf_counter()
+            desk.predict(pages, kind="html")
+            seconds = time.perf_counter() - began
+        steps = {name: clock.seconds[name] for name in _names()}
+        return {"seconds": seconds, "network": network.seconds["network"], **counts, **steps}
+
+    run()
+    return run
+
+
+def _steps_of(desk: Predictor) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return steps outside of the network: where the function stands, its name, itself."""
+    module = copydesk.predictor
+    return [
+        *((module, name, getattr(module, name)) for name in STEPS if hasattr(module, name)),
+        (TextEncoder, "encode_page", TextEncoder.encode_page),
+        (desk, "topic_logits", desk.topic_logits),
+    ]
+
+
+def _network_of(desk: Predictor, network: Clock, counts: Counter[str]) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return the network's two parts, timed together, what they cost counted."""
+    model = desk.model
+    encode_rows = network.timed("network", model.encode_rows)
+    each_section_logits = network.timed("network", model.each_section_logits)
+
+    def counted_rows(chunks: Chunks) -> Any:
+        lengths = row_lengths(chunks)
+        counts["real"] += sum(lengths)
+        counts["padded"] += padded_tokens(chunks)
+        counts["flops"] += int(text_flops(model.encoder, lengths))
+        return encode_rows(chunks)
+
+    def counted_sections(rows: Any, batch: PageBatch) -> Any:
+        counts["flops"] += int(page_flops(model, batch.page_lengths))
+        return each_section_logits(rows, batch)
+
+    return [(model, "encode_rows", counted_rows), (model, "each_section_logits", counted_sections)]
+
+
+def theirs(pages: Sequence[str]) -> Callable[[], Sample]:
+    """Set up trafilatura."""
+    import trafilatura
+
+    def run() -> Sample:
+        began = time.perf_counter()
+        for page in pages:
+            trafilatura.extract(page, include_comments=False, include_tables=True)
+        return {"seconds": time.perf_counter() - began}
+
+    run()
+    return run
