@@ -7,7 +7,6 @@ import sys
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-import numpy as np
 import optuna
 import pytest
 import torch
@@ -16,7 +15,7 @@ from optuna.trial import TrialState
 
 from train import study as study_module
 from train import sweep, trainer
-from train.config import ConfigError, Experiment, load_experiment
+from train.config import Experiment, load_experiment
 from train.store import connect
 
 SPACE = "{fit.head_learning_rate: {low: 1e-3, high: 1e-1, log: true}, fit.network.page_layers: {low: 0, high: 1}}"

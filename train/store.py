@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it whi
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
@@ -175,6 +177,25 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError | json.JSONDecodeError):  # of the connection, or of who answers in place of MLflow
         return isinstance(error, FileNotFoundError)
     return isinstance(error, ValueError | TypeError | KeyError)
+
+
+def registered(store: MlflowClient, name: str, *, alias: str) -> ModelVersion | None:
+    """Return the version of a registered model that has an alias, if one has."""
+    try:
+        return store.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if is_refusal(error):
+            return None
+        raise
+
+
+def read_artifact(store: MlflowClient, run_id: str, file: str) -> str | None:
+    """Return the text of an artifact of a run, if it has one of that name."""
+    folder = file.rpartition("/")[0] or None
+    if file not in {found.path for found in store.list_artifacts(run_id, folder)}:
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        return Path(store.download_artifacts(run_id, file, temporary)).read_text("utf-8")
 
 
 def machine_monitors() -> Sequence[Any]:
