@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SCHEME = "models:/"
 CHALLENGER = "challenger"
 """Alias of the newest registered version."""
+CHAMPION = "champion"
+"""Alias of the version that is served."""
 ARTIFACT = "model"
 """Name of the model folder among the artifacts of an MLflow model."""
 PYFUNC = Path(__file__).with_name("pyfunc.py")

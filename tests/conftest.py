@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -20,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from copydesk.encode import Encoding
-from copydesk.labels import CLASSES, TopicInfo
+from copydesk.labels import CLASSES, SectionLabel, TopicInfo
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.saved import Description, save_folder
 
@@ -185,6 +186,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         card="# tiny\n",
     )
     return folder
+
+
+def make_page_table(wrong: dict[int, int], *, num_sites: int = 12, topics_hits: int = 2) -> list[dict]:
+    """Return counts of two pages a site with 20 sections a label, of which some are read as the next label."""
+    from train.counts import CELLS, TOPICS
+
+    rows = []
+    for number in range(2 * num_sites):
+        confusion = np.diag([20] * len(SectionLabel))
+        for label, count in wrong.items():
+            moved = count + number % 3  # pages differ
+            confusion[label, label] -= moved
+            confusion[label, (label + 1) % 4] += moved
+        topics = dict(zip(TOPICS, (topics_hits, 2, 3), strict=True))
+        cells = dict(zip(CELLS, confusion.ravel().tolist(), strict=True))
+        rows.append({"page": f"p{number}", "site": f"s{number % num_sites}", "labels": "0", **cells, **topics})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def page_table() -> Callable[..., list[dict]]:
+    """Give a function that makes what an evaluation logs of each page."""
+    return make_page_table
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Knows every setting, its type and its meaning; knows nothing of what is done wit
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +13,12 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -230,6 +233,60 @@ class Evaluate(Part):
     seed: int = 0
 
 
+class Range(Part):
+    """Values between two ends, both included: whole numbers where the setting is one."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Drawn evenly on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _has_an_inside(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError("low must be less than high")
+        if self.log and self.low <= 0:
+            raise ValueError("low must be above 0 on a logarithmic scale")
+        return self
+
+    @property
+    def ends(self) -> list[int | float]:
+        """The values that are possible if all are."""
+        return [self.low, self.high]
+
+
+class Choices(Part):
+    """Some values."""
+
+    choices: list[bool | int | float | str | None] = Field(min_length=2)
+
+    @property
+    def ends(self) -> list[bool | int | float | str | None]:
+        """The values that are possible if all are."""
+        return self.choices
+
+
+def _kind_of_space(value: Any) -> str:
+    given = value.keys() if isinstance(value, dict) else [type(value).__name__.lower()]
+    return "choices" if "choices" in given else "range"
+
+
+Space = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_kind_of_space)]
+
+
+class Sweep(Part):
+    """What `train.sweep` searches. No stage reads it."""
+
+    settings: dict[str, Space] = Field(min_length=1)
+    """Dotted name of a setting of fit or release → {low, high, log} or {choices}."""
+    startup_trials: PositiveInt = 5
+    """Trials drawn at random, and finished before one is pruned, before the search learns from them."""
+    seed: int = 0
+
+
+_NOT_SWEPT = ("fit.kind", "release.name", "release.register_model")
+
+
 class Experiment(Part):
     """All settings of one experiment."""
 
@@ -239,6 +296,7 @@ class Experiment(Part):
     fit: Annotated[TransformerFit | BaselineFit, Field(discriminator="kind")]
     release: Release = Release()
     evaluate: Evaluate = Evaluate()
+    sweep: Sweep | None = None
 
     @model_validator(mode="after")
     def _shares_name_sources(self) -> "Experiment":
@@ -249,25 +307,109 @@ class Experiment(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sweep_is_possible(self) -> "Experiment":
+        searched = self.sweep.settings if self.sweep else {}
+        if faults := [fault for name, space in searched.items() for fault in _faults_of_space(self, name, space)]:
+            raise ValueError("sweep.settings cannot be searched: " + "; ".join(faults))
+        return self
+
+    @property
+    def title(self) -> str:
+        """Name of its MLflow run."""
+        return self.name
+
     @property
     def prepared(self) -> Path:
         """Folder of the prepared splits."""
         return Path("data/prepared") / self.name
 
     @property
+    def folder(self) -> Path:
+        """Folder of all that is made of the prepared splits."""
+        return Path("models") / self.name
+
+    @property
     def fitted(self) -> Path:
         """Folder of checkpoints and of the best weights."""
-        return Path("models") / self.name / "fit"
+        return self.folder / "fit"
 
     @property
     def released(self) -> Path:
         """The finished model folder."""
-        return Path("models") / self.name / "release"
+        return self.folder / "release"
 
     @property
     def evaluated(self) -> Path:
         """Folder of scores and figures."""
-        return Path("models") / self.name / "evaluation"
+        return self.folder / "evaluation"
+
+
+class Trial(Experiment):
+    """One of several experiments on the same prepared splits, as `train.sweep` runs them."""
+
+    trial: str = Field(pattern=r"^[a-z]+-[0-9]+$")
+    """Names its folder and its MLflow run, beside the experiment's name."""
+    parent: str = Field(exclude=True)
+    """Journal of the MLflow run under which it stands."""
+
+    @property
+    def title(self) -> str:
+        """Name of its MLflow run."""
+        return f"{self.name}-{self.trial}"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of all that is made of the prepared splits."""
+        return Path("models") / self.name / "sweep" / self.trial
+
+
+def with_settings(experiment: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a config without a sweep, with other values of the settings of these dotted names."""
+    content: dict[str, Any] = experiment.model_dump(mode="json", exclude={"sweep"})
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        group = content
+        for parent in parents:
+            group = group[parent]
+        group[last] = value
+    return content
+
+
+def value_of(experiment: Experiment, name: str) -> Any:
+    """Return the value of a setting.
+
+    Raises:
+        KeyError: there is no setting of this dotted name.
+    """
+    value: Any = experiment.model_dump(mode="json")
+    for part in name.split("."):
+        if not isinstance(value, dict):
+            raise KeyError(name)
+        value = value[part]
+    return value
+
+
+def _faults_of_space(experiment: Experiment, name: str, space: Range | Choices) -> list[str]:
+    """Say what of a search space is no setting, or no value that it can have."""
+    try:
+        value = value_of(experiment, name)
+    except KeyError:
+        return [f"{name} is no setting of this experiment"]
+    if not name.startswith(("fit.", "release.")) or name in _NOT_SWEPT:
+        return [f"{name} is the same for all trials: search settings of fit and release, {', '.join(_NOT_SWEPT)} apart"]
+    if isinstance(space, Range):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return [f"{name} is {value!r}, which is no number: give choices"]
+        if isinstance(value, int) and not all(isinstance(end, int) for end in space.ends):
+            return [f"{name} is a whole number, got ends {space.low} and {space.high}"]
+    faults = []
+    for end in space.ends:
+        try:
+            Experiment.model_validate(with_settings(experiment, {name: end}))
+        except ValidationError as error:
+            faults += [f"{name} cannot be {end!r}: {fault['msg']}" for fault in error.errors()]
+    return faults
 
 
 class _Loader(yaml.SafeLoader):
@@ -303,6 +445,8 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
     except ValidationError as error:
         faults = "\n".join(
             f"  {'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (got {fault['input']!r})"
+            if fault["loc"]
+            else f"  {fault['msg']}"  # of settings together: got would be all of them
             for fault in error.errors()
         )
         raise ConfigError(f"{path} has {error.error_count()} fault(s):\n{faults}") from error

@@ -24,6 +24,7 @@ from copydesk.predictor import Document, Predictor
 from train import figures, tracking
 from train.baseline import BaselinePredictor
 from train.config import BaselineFit, Experiment, experiment_from_arguments
+from train.counts import page_table
 from train.metrics import (
     body_f1,
     bootstrap,
@@ -116,6 +117,7 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     shutil.rmtree(experiment.evaluated, ignore_errors=True)
     experiment.evaluated.mkdir(parents=True)
     tables = {
+        "pages": page_table(pages, topics=topics, out_of_fold=settings.split == "validation"),
         "labels": _label_table(pages),
         "topics": _topic_table(pages, topics),
         "slices": [{"slice": name, **values} for name, values in slices.items()],

@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from transformers import TrainerCallback
 
 from copydesk.encode import TextEncoder
 from copydesk.encoder import encoder_folder, sha256_of
@@ -36,12 +37,13 @@ WEIGHTS, SUMMARY, HELD_OUT = "trained.safetensors", "fit.json", "held_out.npz"
 MADE_OF, CHECKPOINTS = "made_of.json", "checkpoints"
 
 
-def fit(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
+def fit(experiment: Experiment, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Run the stage and return its summary; nothing in a process that is not the first of several.
 
     Args:
         experiment: its settings.
         resume: go on from the last whole checkpoint, if there is one. The weights come out as of one unbroken run.
+        callbacks: told of each step and each validation of a transformer.
 
     Raises:
         FileNotFoundError: the prepare stage has not run.
@@ -60,7 +62,7 @@ def fit(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
         elif isinstance(settings, BaselineFit):
             summary = baseline.fit(experiment)
         else:
-            summary = _fit_transformer(experiment, settings, run)
+            summary = _fit_transformer(experiment, settings, run, callbacks=callbacks)
         run.log_metrics({name: value for name, value in summary.items() if isinstance(value, int | float)})
         if processes.is_main_process:
             checkpoints.write_whole(experiment.fitted / SUMMARY, summary)
@@ -74,13 +76,20 @@ def _begin(experiment: Experiment, *, resume: bool) -> bool:
     if not resume or isinstance(settings, BaselineFit):  # which takes seconds
         shutil.rmtree(folder, ignore_errors=True)
     made_of = {f"fit.{name}": value for name, value in settings.model_dump(mode="json").items()}
-    made_of |= {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
-    if isinstance(settings, TransformerFit):
-        made_of["the encoder"] = sha256_of(encoder_folder(settings.encoder) / "model.safetensors")
-    return checkpoints.check_same(folder / MADE_OF, made_of)
+    return checkpoints.check_same(folder / MADE_OF, made_of | hashes_of_what_is_read(experiment))
 
 
-def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: tracking.Run) -> dict[str, Any]:
+def hashes_of_what_is_read(experiment: Experiment) -> dict[str, str]:
+    """Return the hashes of the prepared rows, by file, and of the encoder."""
+    read = {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
+    if isinstance(experiment.fit, TransformerFit):
+        read["the encoder"] = sha256_of(encoder_folder(experiment.fit.encoder) / "model.safetensors")
+    return read
+
+
+def _fit_transformer(
+    experiment: Experiment, settings: TransformerFit, run: tracking.Run, *, callbacks: Sequence[TrainerCallback]
+) -> dict[str, Any]:
     tune_malloc()
     topics = read_topics(experiment.prepare.topics)
     folder = encoder_folder(settings.encoder)
@@ -93,8 +102,8 @@ def _fit_transformer(experiment: Experiment, settings: TransformerFit, run: trac
     )
     fitting = Fitting(settings, folder, topics, num_hints=len(hints))
     working = experiment.fitted / CHECKPOINTS
-    callbacks = [tracking.trainer_callback(run)]
-    trainer = fitting.run(train, validation, epochs=settings.epochs, output=working / "main", callbacks=callbacks)
+    told = [tracking.trainer_callback(run), *callbacks]
+    trainer = fitting.run(train, validation, epochs=settings.epochs, output=working / "main", callbacks=told)
     held_out = []
     if fitting.processes.is_main_process:
         model = trainer.best_model()

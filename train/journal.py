@@ -120,6 +120,12 @@ def _link_or_copy(source: Path | str, target: Path | str) -> None:
 
 
 def journals(root: Path = ROOT) -> Iterator[Path]:
-    """Yield the folders of all journals, oldest first."""
+    """Yield the folders of all journals, oldest first; those of runs that stand under another one come last."""
     found = (path.parent for path in root.glob(f"*/{_ENTRIES}"))
-    yield from sorted(found, key=lambda folder: folder.stat().st_ctime)
+    yield from sorted(found, key=lambda folder: (_has_parent(folder), folder.stat().st_ctime))
+
+
+def _has_parent(folder: Path) -> bool:
+    with (folder / _ENTRIES).open("rb") as file:
+        first = file.readline()
+    return first.endswith(b"\n") and "parent" in json.loads(first)

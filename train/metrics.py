@@ -117,14 +117,21 @@ def bootstrap(
     seed: int,
     confidence: float = 0.95,
 ) -> np.ndarray:
-    """Return the interval (2, ...) of a statistic over rows, resampling sites, then pages within each site drawn.
+    """Return the interval (2, ...) of a statistic over rows, from `resample`, with this mass between its ends."""
+    tail = (1 - confidence) / 2
+    return np.quantile(resample(sites, statistic, samples=samples, seed=seed), [tail, 1 - tail], axis=0)
+
+
+def resample(
+    sites: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray], *, samples: int, seed: int
+) -> np.ndarray:
+    """Return (samples, ...) values of a statistic over rows, resampling sites, then pages within each site drawn.
 
     Args:
         sites: the site of each row.
         statistic: from weights (rows,), how often each row was drawn, to an array of any shape.
         samples: how often to resample.
         seed: of the draws.
-        confidence: mass between the two ends.
     """
     random = np.random.default_rng(seed)
     members: dict[str, list[int]] = {}
@@ -138,5 +145,4 @@ def bootstrap(
             rows = groups[group]
             np.add.at(weights, rows[random.integers(len(rows), size=len(rows))], 1)
         draws.append(statistic(weights))
-    tail = (1 - confidence) / 2
-    return np.quantile(np.stack(draws), [tail, 1 - tail], axis=0)
+    return np.stack(draws)

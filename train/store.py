@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from train.journal import Entry
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it while it is imported
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
@@ -106,11 +108,25 @@ def open_run(store: MlflowClient, experiment_id: str, entry: Entry) -> str:
         store.update_run(run_id, status="RUNNING")
     else:
         tags = {**entry["tags"], JOURNAL: entry["journal"]}
+        if entry.get("parent"):
+            tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = _id_of(store, experiment_id, journal=entry["parent"])
         run = store.create_run(experiment_id, start_time=entry["time"], run_name=entry["name"], tags=tags)
         run_id = run.info.run_id
     if not store.get_run(run_id).data.params:  # they cannot change: those of the beginning stand
         write_params(store, run_id, entry["params"])
     return run_id
+
+
+def _id_of(store: MlflowClient, experiment_id: str, *, journal: str) -> str:
+    """Return the id of the run that holds a journal.
+
+    Raises:
+        OSError: the store has none yet: what stands under it must wait.
+    """
+    found = store.search_runs([experiment_id], f"tags.{JOURNAL} = '{journal}'", run_view_type=ViewType.ALL)
+    if not found:
+        raise OSError(f"the run of the journal {journal}, under which another one stands, was not sent yet")
+    return str(found[0].info.run_id)
 
 
 def _has(store: MlflowClient, run_id: str) -> bool:
@@ -161,6 +177,25 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError | json.JSONDecodeError):  # of the connection, or of who answers in place of MLflow
         return isinstance(error, FileNotFoundError)
     return isinstance(error, ValueError | TypeError | KeyError)
+
+
+def registered(store: MlflowClient, name: str, *, alias: str) -> ModelVersion | None:
+    """Return the version of a registered model that has an alias, if one has."""
+    try:
+        return store.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if is_refusal(error):
+            return None
+        raise
+
+
+def read_artifact(store: MlflowClient, run_id: str, file: str) -> str | None:
+    """Return the text of an artifact of a run, if it has one of that name."""
+    folder = file.rpartition("/")[0] or None
+    if file not in {found.path for found in store.list_artifacts(run_id, folder)}:
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        return Path(store.download_artifacts(run_id, file, temporary)).read_text("utf-8")
 
 
 def machine_monitors() -> Sequence[Any]:

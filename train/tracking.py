@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from copydesk.encoder import sha256_of
 from train.checkpoints import write_whole
-from train.config import Experiment
+from train.config import Experiment, Trial
 from train.journal import ROOT, Journal
 from train.machine import Watch
 from train.sender import Sender
@@ -43,7 +43,7 @@ def start_run(experiment: Experiment, *, watch_system: bool = True) -> "Run":
     record = _record(experiment)
     record.parent.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
-    write_whole(record, {"run_id": "", "journal": name, "settings": flatten(experiment.model_dump(mode="json"))})
+    write_whole(record, {"run_id": "", "journal": name, "settings": _settings(experiment)})
     run = _open(experiment, name)
     run.log_text(_config_of(experiment), "config.yaml")
     if watch_system:
@@ -77,14 +77,31 @@ def continue_run(experiment: Experiment, *, watch_system: bool = False) -> "Run"
     return run
 
 
-def _open(experiment: Experiment, name: str, *, run_id: str = "") -> "Run":
+def parent_run(experiment: Experiment, name: str, *, title: str) -> "Run":
+    """Start, or continue, the run under which those of trials stand.
+
+    Args:
+        experiment: what the trials have in common, and what they search.
+        name: of its journal, which the trials name as their parent's.
+        title: name of the run.
+    """
+    run = _open(experiment, name, title=title, source="train/sweep.py")
+    run.log_text(_config_of(experiment), "config.yaml")
+    run.log_inputs(experiment.prepared)
+    return run
+
+
+def _open(
+    experiment: Experiment, name: str, *, run_id: str = "", title: str = "", source: str = "train/fit.py"
+) -> "Run":
     try:
         journal = Journal(ROOT / name)
-        source = {SOURCE_NAME: "train/fit.py", SOURCE_TYPE: "LOCAL"}
-        tags = {"kind": experiment.fit.kind, **source, **git_tags()}
+        tags = {"kind": experiment.fit.kind, SOURCE_NAME: source, SOURCE_TYPE: "LOCAL", **git_tags()}
         record = _record(experiment).as_posix()
-        params = flatten(experiment.model_dump(mode="json"))
-        about = {"run_id": run_id, "journal": name, "name": experiment.name, "tags": tags, "params": params}
+        about = {"run_id": run_id, "journal": name, "name": title or experiment.title, "tags": tags}
+        about |= {"params": _settings(experiment)}
+        if isinstance(experiment, Trial):
+            about["parent"] = experiment.parent
         journal.add("open", **about, time=_now(), record=record)
     except OSError as error:
         log.warning("nothing is logged: %s", error)
@@ -134,6 +151,10 @@ class Run:
         if rows := [row for row in rows if (row[0], row[3]) not in self._known]:
             self._add("metrics", rows=rows)
 
+    def log_tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self._add("tag", name=name, value=value)
+
     def log_figure(self, figure: Figure, file: str) -> None:
         """Store a figure, e.g. as `figures/confusion.png`."""
         self._add_file(file, figure.savefig)
@@ -170,11 +191,11 @@ class Run:
 
     def log_changes(self, experiment: Experiment, *, before: Mapping[str, str]) -> None:
         """Log what settings have changed since the run began, as a tag: params cannot change."""
-        settings = flatten(experiment.model_dump(mode="json"))
+        settings = _settings(experiment)
         changed = {name: value for name, value in settings.items() if before.get(name, value) != value}
         if changed:
             log.warning("settings changed since the run of %s began: %s", experiment.name, ", ".join(changed))
-            self._add("tag", name="changed", value=json.dumps(changed))
+            self.log_tag("changed", json.dumps(changed))
             self.log_text(_config_of(experiment), "config_changed.yaml")
 
     def skip_known_metrics(self) -> None:
@@ -303,8 +324,13 @@ def _described(file: Path) -> dict[str, Any]:
     }
 
 
+def _settings(experiment: Experiment) -> dict[str, str]:
+    return flatten(experiment.model_dump(mode="json", exclude={"sweep"}))
+
+
 def _config_of(experiment: Experiment) -> str:
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    content = experiment.model_dump(mode="json", exclude={"trial"})
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _now() -> int:
