@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -185,6 +186,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         card="# tiny\n",
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start headless Chromium."""
+    chromium = shutil.which("chromium")
+    assert chromium, "there is no chromium: apt-get install chromium, as .ci/run does"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")
