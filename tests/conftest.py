@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -209,6 +210,17 @@ def make_page_table(wrong: dict[int, int], *, num_sites: int = 12, topics_hits: 
 def page_table() -> Callable[..., list[dict]]:
     """Give a function that makes what an evaluation logs of each page."""
     return make_page_table
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start headless Chromium."""
+    chromium = shutil.which("chromium")
+    assert chromium, "there is no chromium: apt-get install chromium, as .ci/run does"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

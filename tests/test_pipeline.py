@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 
 import copydesk
@@ -58,10 +59,19 @@ def check_scores(scores: dict[str, float], experiment: Experiment) -> None:
     written = json.loads((experiment.evaluated / "scores.json").read_text("utf-8"))
     assert written["scores"] == scores
     assert written["split"] == "validation"
-    assert {path.name for path in experiment.evaluated.iterdir()} == {"scores.json", *FIGURES}
+    assert {path.name for path in experiment.evaluated.iterdir()} == {
+        "README.md",
+        "report.html",
+        "scores.json",
+        *FIGURES,
+    }
     assert {row["slice"] for row in written["tables"]["slices"]} >= {"all", "english news", "source: sample"}
     assert [row["label"] for row in written["tables"]["labels"]] == ["body", "boilerplate", "paywall", "sponsored"]
     assert len(written["tables"]["topics"]) == 28
+    assert scores["pages_per_second"] == scores["pages"] / scores["seconds"] > 0
+    report = (experiment.evaluated / "report.html").read_text("utf-8")
+    assert "<h2>Worst pages</h2>" in report
+    assert f"{scores['pages_per_second']:.1f} pages a second" in report
 
 
 def check_run(experiment: Experiment, scores: dict[str, float]) -> None:
@@ -80,6 +90,8 @@ def check_run(experiment: Experiment, scores: dict[str, float]) -> None:
     }
     figures = {Path(entry.path).name for entry in store.list_artifacts(run_id, "figures")}
     assert figures == {f"validation_{name}" for name in FIGURES}
+    shown = {entry.path for entry in store.list_artifacts(run_id, "validation")}
+    assert shown == {"validation/README.md", "validation/report.html"}
 
 
 def test_a_transformer_goes_through_all_stages_and_reads_a_page():
@@ -157,8 +169,10 @@ def test_publishing_copies_the_released_folder_and_adds_its_scores(split_name):
     assert read_manifest(RELEASED) == read_manifest(experiment.released)
     assert copydesk.load(RELEASED).predict_one(PAGE).sections
     card = (RELEASED / "README.md").read_text("utf-8")
-    assert card.startswith((experiment.released / "README.md").read_text("utf-8"))
+    assert ModelCard((experiment.released / "README.md").read_text("utf-8")).text in card
     assert f"of the {split_name} split" in card
+    assert {result.dataset_split for result in ModelCard(card).data.eval_results} == {split_name}
+    assert not (RELEASED / "report.html").exists()
     assert Path("bench/test_reads.jsonl").exists() == (split_name == "test")
 
 

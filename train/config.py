@@ -215,6 +215,10 @@ class Release(Part):
 
     name: str = "copydesk"
     """Name in the model folder and in the registry."""
+    license: str = "apache-2.0"
+    """Of the model, in its card, as the Hugging Face hub names it."""
+    languages: list[str] = ["en"]
+    """What the model is made for, in its card: ISO 639 codes."""
     weights: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the stored weights."""
     min_topic_positives: PositiveInt = 20

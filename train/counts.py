@@ -7,16 +7,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from copydesk.decode import topics_from
 from copydesk.labels import SectionLabel, TopicList
 from train.release import NUM_FOLDS, choose_thresholds
-
-if TYPE_CHECKING:
-    from train.evaluate import ScoredPage
+from train.scores import ScoredPage
 
 CELLS = [f"{true}_as_{predicted}" for true, predicted in product(SectionLabel, SectionLabel)]
 """Columns: sections of a label, read as another."""
@@ -55,7 +53,7 @@ class Counts:
         return Counts(list(keys), [self.sites[row] for row in rows], self.confusions[rows], self.topics[rows])
 
 
-def page_table(pages: Sequence["ScoredPage"], *, topics: TopicList, out_of_fold: bool) -> list[dict[str, Any]]:
+def page_table(pages: Sequence[ScoredPage], *, topics: TopicList, out_of_fold: bool) -> list[dict[str, Any]]:
     """Count the sections and topics of each page.
 
     Args:

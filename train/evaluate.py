@@ -1,96 +1,57 @@
 """Stage 4: score the released folder, through `copydesk.load`, on pages of sites that it did not train on.
 
-Knows scores, slices and figures; knows nothing of how the model was made. Writes `scores.json`, `slices.json` and
-figures to `models/NAME/evaluation`.
+Knows which rows are read and what is logged; knows nothing of how the model was made. Writes `scores.json`, figures,
+`report.html` to look at and `README.md`, the model's card with its scores, to `models/NAME/evaluation`.
 """
 
 import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 
 import copydesk
 from copydesk.decode import topics_from
 from copydesk.labels import CLASSES, SectionLabel, TopicList
+from copydesk.page import Page
 from copydesk.predictor import Document, Predictor
+from copydesk.saved import CARD
+from copydesk.split import RawPage
 from train import figures, tracking
 from train.baseline import BaselinePredictor
+from train.card import scored_card
 from train.config import BaselineFit, Experiment, experiment_from_arguments
 from train.counts import page_table
-from train.metrics import (
-    body_f1,
-    bootstrap,
-    expected_calibration_error,
-    label_confusion,
-    labels_of,
-    macro_f1,
-    precision_recall_f1,
-    topic_counts,
-    topic_f1,
-)
+from train.metrics import body_f1, labels_of, topic_counts, topic_f1
 from train.packs import load_rows, resplit
+from train.report import render_report
+from train.scores import (
+    LABELS,
+    ScoredPage,
+    confusion_table,
+    english_news,
+    headline_scores,
+    label_table,
+    site_table,
+    slice_table,
+    summarise,
+    topic_table,
+    total,
+)
 from train.sources.articles import read_topics
 
 log = logging.getLogger(__name__)
 
-LABELS = tuple(SectionLabel)
 TEST_READS = Path("bench/test_reads.jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPage:
-    """What one page adds to the scores."""
-
-    id: str
-    site: str
-    source: str
-    genre: str
-    language: str
-    true: np.ndarray
-    """(sections,): label index."""
-    scores: np.ndarray
-    """(sections, labels)."""
-    characters: np.ndarray
-    """(sections,): white space apart."""
-    body_word_f1: float
-    body_4gram_f1: float
-    body_exact: bool
-    holds: np.ndarray
-    """(topics,) of bool."""
-    marked: np.ndarray
-    """(topics,) of bool."""
-    decided: np.ndarray
-    """(topics,) of bool."""
-    topic_scores: np.ndarray
-    """(topics,)."""
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """(sections,): label index."""
-        return self.scores.argmax(axis=1)
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """(labels, labels) of sections."""
-        return label_confusion(self.true, self.predicted)
-
-    @property
-    def character_confusion(self) -> np.ndarray:
-        """(labels, labels) of characters."""
-        return label_confusion(self.true, self.predicted, weights=self.characters)
-
-    @property
-    def topics(self) -> np.ndarray:
-        """(topics, 3): hits, marked, true."""
-        return topic_counts(self.holds[None], self.marked[None], self.decided[None])
 
 
 def evaluate(experiment: Experiment) -> dict[str, float]:
@@ -104,51 +65,88 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     rows = list(load_rows(experiment.prepared, "pages", settings.split))
     articles = list(load_rows(experiment.prepared, "articles", settings.split))
     predictor = load_predictor(experiment)
+    card = (experiment.released / CARD).read_text("utf-8")
     topics = read_topics(experiment.prepare.topics)
-    pages = score_pages(predictor, rows, topics=topics)
-    as_text = score_pages(predictor, rows, topics=topics, as_text=True)
-    slices = _slices(pages)
-    scores = _headline_scores(pages, samples=settings.bootstrap_samples, seed=settings.seed)
-    scores |= {f"english_news_{name}": value for name, value in slices["english news"].items()}
-    scores |= {f"as_text_{name}": value for name, value in summarise(as_text).items()}
+    raws = [resplit(row) for row in rows]
+    started = time.perf_counter()
+    read = predictor.predict([Document(row["content"], kind=row["kind"]) for row in rows])
+    seconds = time.perf_counter() - started
+    as_text = predictor.predict([Document(raw.text, kind="text") for raw in raws])
+    pages = score_pages(predictor, read, rows, raws, topics=topics)
+    scores = headline_scores(pages, samples=settings.bootstrap_samples, seed=settings.seed)
+    scores |= {"seconds": seconds, "pages_per_second": len(pages) / seconds}
+    if in_english := english_news(pages):
+        scores |= {f"english_news_{name}": value for name, value in summarise(in_english).items()}
+    scored_as_text = score_pages(predictor, as_text, rows, raws, topics=topics)
+    scores |= {f"as_text_{name}": value for name, value in summarise(scored_as_text).items()}
     scores |= _article_scores(predictor, articles, topics=topics)
     if settings.split == "test":
         scores["reads"] = _count_read(experiment, predictor.info.version)
-    shutil.rmtree(experiment.evaluated, ignore_errors=True)
-    experiment.evaluated.mkdir(parents=True)
-    tables = {
-        "pages": page_table(pages, topics=topics, out_of_fold=settings.split == "validation"),
-        "labels": _label_table(pages),
-        "topics": _topic_table(pages, topics),
-        "slices": [{"slice": name, **values} for name, values in slices.items()],
+    result = {
+        "experiment": experiment.name,
+        "split": settings.split,
+        "model": predictor.info.model_dump(),
+        "device": device_of(predictor),
+        "scores": scores,
+        "tables": {
+            "pages": page_table(pages, topics=topics, out_of_fold=settings.split == "validation"),
+            "labels": label_table(pages),
+            "confusion": confusion_table(pages),
+            "topics": topic_table(pages, topics, predictor.thresholds),
+            "slices": slice_table(pages),
+            "sites": site_table(pages),
+        },
     }
-    result = {"split": settings.split, "model": predictor.info.model_dump(), "scores": scores, "tables": tables}
-    (experiment.evaluated / "scores.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    drawn = {
-        "confusion": figures.confusion(_total(page.confusion for page in pages), LABELS),
+    texts = {row["id"]: raw.texts() for row, raw in zip(rows, raws, strict=True)}
+    drawn = _draw(pages, topics)
+    report = render_report(result, pages, texts, topics=topics, reliability=drawn["reliability"])
+    _write(experiment, result, drawn, {"report.html": report, CARD: scored_card(card, result)})
+    figures.close(drawn.values())
+    return scores
+
+
+def _draw(pages: Sequence[ScoredPage], topics: TopicList) -> dict[str, Figure]:
+    known = [page for page in pages if page.decided.any()]
+    labels = np.eye(len(LABELS), dtype=bool)
+    return {
+        "confusion": figures.confusion(total(page.confusion for page in pages), LABELS),
         "precision_recall_labels": figures.precision_recall(
-            np.concatenate([np.eye(len(LABELS), dtype=bool)[page.true] for page in pages]),
+            labels[np.concatenate([page.true for page in pages])],
             np.concatenate([page.scores for page in pages]),
+            labels[np.concatenate([page.predicted for page in pages])],
             LABELS,
         ),
         "precision_recall_topics": figures.precision_recall(
-            np.stack([page.holds for page in pages]), np.stack([page.topic_scores for page in pages]), topics.slugs()
+            np.array([page.holds for page in known]).reshape(-1, len(topics)),
+            np.array([page.topic_scores for page in known]).reshape(-1, len(topics)),
+            np.array([page.marked for page in known]).reshape(-1, len(topics)),
+            topics.slugs(),
         ),
         "reliability": figures.reliability(
             np.concatenate([page.scores.max(axis=1) for page in pages]),
             np.concatenate([page.predicted == page.true for page in pages]),
         ),
     }
+
+
+def _write(experiment: Experiment, result: dict[str, Any], drawn: dict[str, Figure], texts: dict[str, str]) -> None:
+    """Write scores, figures and texts to the experiment's folder and its run."""
+    split, folder = experiment.evaluate.split, experiment.evaluated
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     for name, figure in drawn.items():
-        figure.savefig(experiment.evaluated / f"{name}.png", dpi=120)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")
     with tracking.continue_run(experiment) as run:
-        run.log_metrics({f"{settings.split}/{name}": value for name, value in scores.items()})
+        run.log_metrics({f"{split}/{name}": value for name, value in result["scores"].items()})
         for name, figure in drawn.items():
-            run.log_figure(figure, f"figures/{settings.split}_{name}.png")
-        for name, table in tables.items():
-            run.log_table(table, f"tables/{settings.split}_{name}.json")
-    figures.close(drawn.values())
-    return scores
+            run.log_figure(figure, f"figures/{split}_{name}.png")
+        for name, table in result["tables"].items():
+            run.log_table(table, f"tables/{split}_{name}.json")
+        for name, text in texts.items():
+            run.log_text(text, f"{split}/{name}")
 
 
 def load_predictor(experiment: Experiment) -> Predictor | BaselinePredictor:
@@ -157,37 +155,43 @@ def load_predictor(experiment: Experiment) -> Predictor | BaselinePredictor:
     Raises:
         FileNotFoundError: the release stage has not run.
     """
-    if not experiment.released.is_dir():
-        raise FileNotFoundError(f"there is no {experiment.released}: run `python -m train.release` first")
+    if not (card := experiment.released / CARD).is_file():
+        raise FileNotFoundError(f"there is no {card}: run `python -m train.release` first")
     if isinstance(experiment.fit, BaselineFit):
         return BaselinePredictor(experiment.released)
     return copydesk.load(experiment.released, device=experiment.evaluate.device)
 
 
+def device_of(predictor: Predictor | BaselinePredictor) -> str:
+    """Say what a predictor computes on."""
+    if isinstance(predictor, BaselinePredictor):
+        return "a processor, by scikit-learn"
+    precision = str(predictor.model.encoder.dtype).removeprefix("torch.")
+    if predictor.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(predictor.device)} in {precision}"
+    return f"a processor with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {precision}"
+
+
 def score_pages(
     predictor: Predictor | BaselinePredictor,
+    read: Sequence[Page],
     rows: Sequence[dict[str, Any]],
+    raws: Sequence[RawPage],
     *,
     topics: TopicList,
-    as_text: bool = False,
 ) -> list[ScoredPage]:
-    """Read prepared pages and compare with their labels.
+    """Compare pages, as read, with their labels.
 
     Args:
-        predictor: reads them.
+        predictor: read them.
+        read: its answers.
         rows: of the prepared pages.
+        raws: the same, split.
         topics: with their order.
-        as_text: read each page's text as if it had come as plain text.
     """
-    raws = [resplit(row) for row in rows]
-    documents = [
-        Document(raw.text, kind="text") if as_text else Document(row["content"], kind=row["kind"])
-        for raw, row in zip(raws, rows, strict=True)
-    ]
-    scored = []
-    read = predictor.predict(documents)
     articles = ["\n".join((page.headline or "", page.body)) for page in read]
     probabilities = predictor.topic_probabilities(articles)
+    scored = []
     for page, raw, row, article, topic_scores in zip(read, raws, rows, articles, probabilities, strict=True):
         classes = np.array(row["classes"], dtype=np.int64)
         gold = "\n\n".join(
@@ -218,88 +222,6 @@ def score_pages(
     return scored
 
 
-def summarise(pages: Sequence[ScoredPage]) -> dict[str, float]:
-    """Return the scores of some pages, each a number that can be compared."""
-    confusion = _total(page.confusion for page in pages)
-    f1 = precision_recall_f1(confusion)[2]
-    micro, macro, _ = topic_f1(_total(page.topics for page in pages))
-    scores = np.concatenate([page.scores.max(axis=1) for page in pages])
-    correct = np.concatenate([page.predicted == page.true for page in pages])
-    return {
-        "pages": len(pages),
-        "sections": len(scores),
-        "macro_f1": float(macro_f1(confusion)),
-        "characters_macro_f1": float(macro_f1(_total(page.character_confusion for page in pages))),
-        **{f"{label}_f1": float(f1[i]) for i, label in enumerate(LABELS)},
-        "body_word_f1": float(np.mean([page.body_word_f1 for page in pages])),
-        "body_4gram_f1": float(np.mean([page.body_4gram_f1 for page in pages])),
-        "body_exact": float(np.mean([page.body_exact for page in pages])),
-        "topics_micro_f1": float(micro),
-        "topics_macro_f1": float(macro),
-        "section_ece": expected_calibration_error(scores, correct),
-    }
-
-
-def _total(counts: Iterable[np.ndarray]) -> np.ndarray:
-    return np.sum(list(counts), axis=0)
-
-
-def _headline_scores(pages: Sequence[ScoredPage], *, samples: int, seed: int) -> dict[str, float]:
-    """Return the scores of all pages, those with an interval as NAME, NAME_low, NAME_high."""
-    names = [
-        "macro_f1", "characters_macro_f1", *(f"{label}_f1" for label in LABELS),
-        "body_word_f1", "body_4gram_f1", "topics_micro_f1", "topics_macro_f1",
-    ]  # fmt: skip
-    confusions = np.stack([page.confusion for page in pages]).astype(np.float64)
-    characters = np.stack([page.character_confusion for page in pages])
-    bodies = np.array([[page.body_word_f1, page.body_4gram_f1] for page in pages])
-    topics = np.stack([page.topics for page in pages]).astype(np.float64)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        confusion = np.tensordot(weights, confusions, axes=1)
-        micro, macro, _ = topic_f1(np.tensordot(weights, topics, axes=1))
-        return np.array(
-            [
-                macro_f1(confusion),
-                macro_f1(np.tensordot(weights, characters, axes=1)),
-                *precision_recall_f1(confusion)[2],
-                *(weights @ bodies / weights.sum()),
-                micro,
-                macro,
-            ]
-        )
-
-    low, high = bootstrap([page.site for page in pages], statistic, samples=samples, seed=seed)
-    scores = summarise(pages)
-    for name, a, b in zip(names, low, high, strict=True):
-        scores |= {f"{name}_low": float(a), f"{name}_high": float(b)}
-    return scores
-
-
-def _slices(pages: Sequence[ScoredPage]) -> dict[str, dict[str, float]]:
-    """Score the pages by source, genre, language and length."""
-    cuts: dict[str, Callable[[ScoredPage], str]] = {
-        "source": lambda page: page.source,
-        "genre": lambda page: page.genre,
-        "language": lambda page: page.language,
-        "length": lambda page: _length(len(page.true)),
-    }
-    groups: dict[str, list[ScoredPage]] = {
-        "all": list(pages),
-        "english news": [page for page in pages if page.genre == "news" and page.language == "en"],
-    }
-    for name, key in cuts.items():
-        for page in sorted(pages, key=key):
-            groups.setdefault(f"{name}: {key(page)}", []).append(page)
-    return {name: summarise(group) for name, group in groups.items() if group}
-
-
-def _length(sections: int) -> str:
-    return next(
-        (f"{name} sections" for limit, name in ((50, "1–50"), (200, "51–200")) if sections <= limit), "over 200"
-    )
-
-
 def _article_scores(
     predictor: Predictor | BaselinePredictor, rows: Sequence[dict[str, Any]], *, topics: TopicList
 ) -> dict[str, float]:
@@ -313,37 +235,6 @@ def _article_scores(
     decided = np.array([[topic.id in row["decided"] for topic in topics.topics] for row in rows])
     micro, macro, _ = topic_f1(topic_counts(holds, marked, decided))
     return {"articles": len(rows), "articles_topics_micro_f1": float(micro), "articles_topics_macro_f1": float(macro)}
-
-
-def _label_table(pages: Sequence[ScoredPage]) -> list[dict[str, Any]]:
-    sections = precision_recall_f1(_total(page.confusion for page in pages))
-    characters = precision_recall_f1(_total(page.character_confusion for page in pages))
-    support = np.bincount(np.concatenate([page.true for page in pages]), minlength=len(LABELS))
-    return [
-        {
-            "label": str(label),
-            "sections": int(support[i]),
-            **dict(zip(("precision", "recall", "f1"), sections[:, i].tolist(), strict=True)),
-            **dict(zip(("char_precision", "char_recall", "char_f1"), characters[:, i].tolist(), strict=True)),
-        }
-        for i, label in enumerate(LABELS)
-    ]
-
-
-def _topic_table(pages: Sequence[ScoredPage], topics: TopicList) -> list[dict[str, Any]]:
-    counts = _total(page.topics for page in pages)
-    _, _, f1 = topic_f1(counts)
-    return [
-        {
-            "topic": topic.slug,
-            "pages": int(counts[i, 2]),
-            "marked": int(counts[i, 1]),
-            "precision": float(counts[i, 0] / max(counts[i, 1], 1)),
-            "recall": float(counts[i, 0] / max(counts[i, 2], 1)),
-            "f1": float(f1[i]),
-        }
-        for i, topic in enumerate(topics.topics)
-    ]
 
 
 def _count_read(experiment: Experiment, version: str) -> int:

@@ -20,13 +20,14 @@ import torch
 import copydesk
 from copydesk.encoder import sha256_of
 from copydesk.network import CopydeskConfig, CopydeskModel
+from copydesk.predictor import Document
 from copydesk.registry import CHALLENGER, CHAMPION, SCHEME, fetch, tracking_uri
 from copydesk.saved import read_description, read_manifest
 from train.config import Experiment, load_experiment
 from train.counts import Counts, page_table
 from train.evaluate import score_pages
 from train.gate import NAMES, Cost, Difference, Verdict, compare, judge
-from train.packs import load_rows
+from train.packs import load_rows, resplit
 from train.sources.articles import read_topics
 from train.store import connect, read_artifact, registered, write_metrics
 
@@ -174,7 +175,9 @@ def _score_again(folder: Path, version: "ModelVersion", experiment: Experiment) 
     if read_description(folder).topics != list(topics.topics):
         raise GateError(f"version {version.version} has other topics than {experiment.prepare.topics}: compare by hand")
     predictor = copydesk.load(folder, device=experiment.evaluate.device)
-    return page_table(score_pages(predictor, list(pages), topics=topics), topics=topics, out_of_fold=True)
+    read = predictor.predict([Document(row["content"], kind=row["kind"]) for row in pages])
+    scored = score_pages(predictor, read, pages, [resplit(row) for row in pages], topics=topics)
+    return page_table(scored, topics=topics, out_of_fold=True)
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:

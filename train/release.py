@@ -1,6 +1,6 @@
 """Stage 3: calibrate, choose thresholds, write the model folder and its card.
 
-Knows temperatures, thresholds and the card; knows nothing of training. All choices are made on rows that the scoring
+Knows temperatures, thresholds and the folder; knows nothing of training. All choices are made on rows that the scoring
 model did not train on: validation, and the other folds where the fit stage scored them.
 """
 
@@ -21,10 +21,11 @@ from scipy.optimize import minimize_scalar
 
 from copydesk.decode import class_probabilities, label_scores, topic_probabilities
 from copydesk.encoder import encoder_folder, sha256_of
-from copydesk.labels import CLASSES, SectionLabel, TopicList
+from copydesk.labels import CLASSES, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.saved import TOKENIZER, Base, Description, save_folder
 from train import baseline, tracking
+from train.card import card_of
 from train.config import Experiment, TransformerFit, experiment_from_arguments
 from train.metrics import expected_calibration_error, labels_of
 from train.sources.articles import read_topics
@@ -68,7 +69,8 @@ def release(experiment: Experiment) -> Calibration:
         calibration = calibrate(dict(held_out), topics=topics, min_positives=experiment.release.min_topic_positives)
     shutil.rmtree(experiment.released, ignore_errors=True)
     with tracking.continue_run(experiment) as run:
-        card = card_of(experiment, topics=topics, calibration=calibration, summary=summary)
+        report = json.loads((experiment.prepared / "report.json").read_text("utf-8"))
+        card = card_of(experiment, topics=topics, calibration=calibration, summary=summary, report=report)
         if isinstance(experiment.fit, TransformerFit):
             _write_folder(experiment, experiment.fit, summary, calibration, topics=topics, card=card)
             run.log_model(experiment.released, example=EXAMPLE, register=experiment.release.register_model)
@@ -255,59 +257,6 @@ def git_commit() -> str:
         cwd=Path(__file__).parent,
     )
     return found.stdout.strip() or "unknown"
-
-
-def card_of(experiment: Experiment, *, topics: TopicList, calibration: Calibration, summary: dict[str, Any]) -> str:
-    """Return the model card: what the model is, what it learnt from, how its numbers were chosen."""
-    report = json.loads((experiment.prepared / "report.json").read_text("utf-8"))
-    train = report["splits"]["train"]
-    settings = experiment.prepare
-    lines = [
-        f"# {experiment.release.name}: {experiment.name}",
-        "",
-        (
-            "Labels each section of a news page body, boilerplate, paywall or sponsored, finds the headline, and "
-            "assigns IPTC Media Topics. Read with `copydesk predict --model FOLDER PAGE` or `copydesk.load(FOLDER)`."
-        ),
-        "",
-        "| | |",
-        "|---|---|",
-        f"| kind | {summary['kind']} |",
-        f"| base | {summary.get('encoder', 'none')} |",
-        f"| trained parameters | {summary.get('trained_parameters', '–')} |",
-        f"| trained on | {train['pages']} pages and {train['articles']} articles of {train['sites']} sites |",
-        "| sources | "
-        + ", ".join([*(page.name for page in settings.pages), *(article.name for article in settings.articles)])
-        + " (terms: NOTICE) |",
-        "| language | English; others are read, and worse |",
-        "",
-        "## Labels",
-        "",
-        "| label | sections in training | pages in training |",
-        "|---|---|---|",
-        *(f"| {label} | {train['sections'][label]} | {train['pages_with'][label]} |" for label in CLASSES),
-        "",
-        f"A headline is `body` with the role `headline`. Order of `scores`: {', '.join(SectionLabel)}.",
-        "",
-        "## Calibration and thresholds",
-        "",
-        (
-            f"Chosen on {calibration.num_sections} sections and {calibration.num_articles} articles of sites that the "
-            f"scoring model did not train on. Temperatures: sections {calibration.section_temperature:.3f}, topics "
-            f"{calibration.topic_temperature:.3f}. Expected calibration error of sections there: "
-            f"{calibration.section_ece:.4f} (15 bins, four labels)."
-        ),
-        "",
-        "| topic | id | threshold | held-out positives |",
-        "|---|---|---|---|",
-        *(
-            f"| {topic.name} | {topic.id} | {calibration.thresholds[i]:.2f}{' (shared)' * int(calibration.shared[i])} "
-            f"| {calibration.positives[i]} |"
-            for i, topic in enumerate(topics.topics)
-        ),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 SCREENSHOTS = os.environ.get("COPYDESK_SCREENSHOTS")
 """Folder to write pictures to, for people to look at."""
@@ -22,16 +21,6 @@ def service(tiny_model: Path, start_service) -> Iterator:
     service = start_service(tiny_model)
     yield service
     assert service.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "there is no chromium: apt-get install chromium, as .ci/run does"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
