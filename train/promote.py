@@ -127,7 +127,7 @@ def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelV
     """Gather what the rule needs of a version; `asked` is the one whose validation pages are scored if need be."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = fetch(f"{SCHEME}{version.name}/{version.version}", folder=temporary)
-        cost, table = _cost(folder), read_artifact(store, version.run_id, TABLE)
+        cost, table = _cost(folder), read_artifact(store, _run_of(version), TABLE)
         if table:
             content = json.loads(table)
             rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
@@ -135,9 +135,15 @@ def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelV
         else:
             rows = _score_again(folder, version, _experiment(store, asked))
             counted = "scored for this comparison: its run has no counts by page"
-    metrics = store.get_run(version.run_id).data.metrics
+    metrics = store.get_run(_run_of(version)).data.metrics
     test = {one: metrics[f"test/{one}"] for one in NAMES if f"test/{one}" in metrics}
-    return Candidate(version.version, version.run_id, cost, Counts.of(rows), counted, test)
+    return Candidate(version.version, _run_of(version), cost, Counts.of(rows), counted, test)
+
+
+def _run_of(version: "ModelVersion") -> str:
+    if not version.run_id:
+        raise GateError(f"version {version.version} belongs to no run: register it with `python -m train.release`")
+    return version.run_id
 
 
 def _cost(folder: Path) -> Cost:
@@ -153,7 +159,7 @@ def _cost(folder: Path) -> Cost:
 def _experiment(store: "MlflowClient", version: "ModelVersion") -> Experiment:
     """Return the experiment that made a version, as its run keeps it."""
     for file in ("config_changed.yaml", "config.yaml"):
-        if content := read_artifact(store, version.run_id, file):
+        if content := read_artifact(store, _run_of(version), file):
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / file
                 path.write_text(content, "utf-8")
@@ -208,12 +214,13 @@ def _conclude(
         "scores": rows,
     }
     report = _report(content)
-    store.log_text(new.run_id, json.dumps(content, indent=1) + "\n", f"{REPORT}.json")
-    store.log_text(new.run_id, report, f"{REPORT}.md")
+    run_id = _run_of(new)
+    store.log_text(run_id, json.dumps(content, indent=1) + "\n", f"{REPORT}.json")
+    store.log_text(run_id, report, f"{REPORT}.md")
     now = int(time.time() * 1000)
     numbers = {f"{one}_{kind}": row[kind] for one, row in rows.items() for kind in ("gain", "low", "high", "p")}
     numbers["promoted"] = float(verdict.promoted)
-    write_metrics(store, new.run_id, [(f"promotion/{one}", value, now, 0) for one, value in numbers.items()])
+    write_metrics(store, run_id, [(f"promotion/{one}", value, now, 0) for one, value in numbers.items()])
     if verdict.promoted:
         store.set_registered_model_alias(name, CHAMPION, new.version)
     return Promotion(name, verdict, new.version, report)

@@ -131,7 +131,7 @@ class Protocol(H11Protocol):
         refused = Refused(400, f"the request is no HTTP/1.1: {msg}", headers={"connection": "close"})
         answer = problem_response(refused, request_id=None)
         start = h11.Response(status_code=400, headers=answer.raw_headers, reason=HTTPStatus.BAD_REQUEST.phrase)
-        for event in (start, h11.Data(data=answer.body), h11.EndOfMessage()):
+        for event in (start, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event))
         self.transport.close()
 
