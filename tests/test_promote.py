@@ -11,13 +11,15 @@ import torch
 from mlflow import MlflowClient
 
 from copydesk import registry
+from copydesk.predictor import Document
 from copydesk.saved import load_saved, save_folder
 from train import evaluate as evaluate_stage
 from train import promote
 from train.config import load_experiment
 from train.fit import fit
-from train.packs import load_rows
+from train.packs import load_rows, resplit
 from train.release import release
+from train.scores import summarise
 from train.sources.articles import read_topics
 from train.store import connect, read_artifact, registered
 
@@ -71,7 +73,7 @@ def register(store: MlflowClient, folder: Path, rows: list[dict], **test: float)
 
 
 def champion(store: MlflowClient) -> str:
-    return registered(store, "tiny", alias="champion").version
+    return str(registered(store, "tiny", alias="champion").version)
 
 
 def test_the_first_model_is_champion_at_once_and_a_better_one_follows(
@@ -165,8 +167,9 @@ def test_a_champion_without_counts_is_scored_again(workplace: Path, capsys: pyte
     assert promote.main(MODEL) == 0
     rows = list(load_rows(first.prepared, "pages", "validation"))
     topics = read_topics(first.prepare.topics)
-    pages = evaluate_stage.score_pages(evaluate_stage.load_predictor(first), rows, topics=topics)
-    expected = evaluate_stage.summarise(pages)
+    predictor, raws = evaluate_stage.load_predictor(first), [resplit(row) for row in rows]
+    read = predictor.predict([Document(row["content"], kind=row["kind"]) for row in rows])
+    expected = summarise(evaluate_stage.score_pages(predictor, read, rows, raws, topics=topics))
     second = load_experiment("tiny.yaml", [*settings, "fit.seed=1", "fit.head_learning_rate=0.001"])
     fit(second)
     release(second)

@@ -5,9 +5,11 @@ Knows the network's shapes; knows nothing of pages. A multiplication with an add
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from bench.speed.apart import Sample
 from copydesk.network import CopydeskModel
@@ -24,7 +26,7 @@ def linear_flops(module: nn.Module) -> int:
     return sum(2 * part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def text_flops(encoder: nn.Module, lengths: Iterable[int]) -> float:
+def text_flops(encoder: PreTrainedModel, lengths: Iterable[int]) -> float:
     """Return what the text encoder's forward pass costs, padding apart.
 
     Args:
@@ -80,7 +82,7 @@ def peak(sizes: Sequence[int], seconds: float) -> Callable[[], Sample]:
         best = dict.fromkeys((str(kind).removeprefix("torch.") for kind in types), 0.0)
         for (size, kind), matrix in matrices.items():
             name = str(kind).removeprefix("torch.")
-            best[name] = max(best[name], 2e-9 * size**3 / _fastest(lambda m=matrix: m @ m, seconds))
+            best[name] = max(best[name], 2e-9 * size**3 / _fastest(partial(torch.matmul, matrix, matrix), seconds))
         return best | {"used": best.get("bfloat16", best["float32"])}
 
     run()

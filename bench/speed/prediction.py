@@ -7,6 +7,7 @@ vector for each: no parsing, no topics. Each loads a text encoder of the same si
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import transformers
 
@@ -153,7 +154,7 @@ def vectors(stock: str, sections: Sequence[str], tried: int) -> Callable[[], Sam
 def _at_best(work: Callable[[Sequence[str], int], object], sections: Sequence[str], tried: int) -> Callable[[], Sample]:
     trial = sections[:tried]
     work(trial, BATCH_SIZES[0])  # warms up
-    taken = {size: _seconds(lambda size=size: work(trial, size)) for size in BATCH_SIZES}
+    taken = {size: _seconds(partial(work, trial, size)) for size in BATCH_SIZES}
     best = min(taken, key=taken.__getitem__)
 
     def run() -> Sample:

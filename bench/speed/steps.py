@@ -4,7 +4,7 @@ The calls of `predict` are timed in place, so that what is measured is what runs
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
@@ -40,7 +40,7 @@ class Clock:
     """Adds up the seconds of calls by name; a call within another one counts for the outer one alone."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._running = False
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
