@@ -7,6 +7,7 @@ import numpy as np
 import trafilatura
 
 from copydesk.labels import CLASSES
+from copydesk.predictor import Document
 from train.config import experiment_from_arguments
 from train.evaluate import load_predictor, score_pages
 from train.metrics import body_f1, bootstrap
@@ -18,11 +19,13 @@ def main() -> None:
     """Print mean word F1 and 4-gram F1 of both, with intervals, over all pages and over English news."""
     experiment = experiment_from_arguments("Article bodies beside trafilatura's.")
     rows = [row for row in load_rows(experiment.prepared, "pages", experiment.evaluate.split) if row["kind"] == "html"]
-    ours = score_pages(load_predictor(experiment), rows, topics=read_topics(experiment.prepare.topics))
+    raws = [resplit(row) for row in rows]
+    predictor = load_predictor(experiment)
+    read = predictor.predict([Document(row["content"], kind=row["kind"]) for row in rows])
+    ours = score_pages(predictor, read, rows, raws, topics=read_topics(experiment.prepare.topics))
     scores = np.zeros((len(rows), 2, 2))  # (pages, who, n-gram)
-    for i, (row, page) in enumerate(zip(rows, ours, strict=True)):
+    for i, (row, raw, page) in enumerate(zip(rows, raws, ours, strict=True)):
         scores[i, 0] = page.body_word_f1, page.body_4gram_f1
-        raw = resplit(row)
         gold = "\n\n".join(
             text for text, label in zip(raw.texts(), row["classes"], strict=True) if CLASSES[label] == "body"
         )

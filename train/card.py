@@ -100,8 +100,8 @@ def scored_card(card: str, result: Mapping[str, Any]) -> str:
         result: as `scores.json` holds it.
     """
     scored = ModelCard(card)
-    scored.data.model_name = f"{result['model']['name']} {result['experiment']}"
-    scored.data.eval_results = list(_eval_results(result))
+    scored.data["model_name"] = f"{result['model']['name']} {result['experiment']}"
+    scored.data["eval_results"] = list(_eval_results(result))
     scored.text += "\n" + "\n".join(_score_lines(result)) + "\n"
     return str(scored)
 
