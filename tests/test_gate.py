@@ -74,7 +74,7 @@ def test_differences_are_those_of_the_pooled_counts(counts: Callable[..., Counts
     found = compare(new, old, samples=200)
 
     assert list(found) == list(NAMES)
-    expected = [macro_f1(one.confusions.sum(axis=0)) for one in (old, new)]
+    expected = [float(macro_f1(one.confusions.sum(axis=0))) for one in (old, new)]
     assert [found["macro_f1"].champion, found["macro_f1"].challenger] == pytest.approx(expected)
     assert found["macro_f1"].low <= found["macro_f1"].gain <= found["macro_f1"].high
     assert found["topics_micro_f1"].gain == 0

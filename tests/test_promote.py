@@ -71,7 +71,7 @@ def register(store: MlflowClient, folder: Path, rows: list[dict], **test: float)
 
 
 def champion(store: MlflowClient) -> str:
-    return registered(store, "tiny", alias="champion").version
+    return str(registered(store, "tiny", alias="champion").version)
 
 
 def test_the_first_model_is_champion_at_once_and_a_better_one_follows(

@@ -136,7 +136,7 @@ def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelV
             counted = "scored for this comparison: its run has no counts by page"
     metrics = store.get_run(version.run_id).data.metrics
     test = {one: metrics[f"test/{one}"] for one in NAMES if f"test/{one}" in metrics}
-    return Candidate(version.version, version.run_id, cost, Counts.of(rows), counted, test)
+    return Candidate(str(version.version), version.run_id, cost, Counts.of(rows), counted, test)
 
 
 def _cost(folder: Path) -> Cost:
@@ -199,7 +199,7 @@ def _conclude(
     rows = {one: {**dataclasses.asdict(found), "gain": found.gain} for one, found in differences.items()}
     content = {
         "model": name,
-        "version": new.version,
+        "version": str(new.version),
         **dataclasses.asdict(verdict),
         **details,
         "scores": rows,
@@ -213,7 +213,7 @@ def _conclude(
     write_metrics(store, new.run_id, [(f"promotion/{one}", value, now, 0) for one, value in numbers.items()])
     if verdict.promoted:
         store.set_registered_model_alias(name, CHAMPION, new.version)
-    return Promotion(name, verdict, new.version, report)
+    return Promotion(name, verdict, str(new.version), report)
 
 
 def _report(content: dict[str, Any]) -> str:
