@@ -9,10 +9,13 @@ from pydantic import ValidationError
 from train.config import (
     BaselineFit,
     ConfigError,
+    Experiment,
     NewsroomSource,
     TransformerFit,
+    Trial,
     experiment_from_arguments,
     load_experiment,
+    with_settings,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -203,3 +206,68 @@ def test_the_command_line_ends_with_status_2_and_the_faults(config, capsys):
 
     assert end.value.code == 2
     assert "fit.transformer.epochs" in capsys.readouterr().err
+
+
+def test_a_search_space_names_settings_and_possible_values(config):
+    space = (
+        "{fit.learning_rate: {low: 1e-5, high: 1, log: true}, fit.epochs: {low: 1, high: 4}, "
+        "fit.tuning: {choices: [full, lora]}, fit.network.dropout: {low: 0, high: 0.9}}"
+    )
+
+    assert set(load_experiment(config, [f"sweep={{settings: {space}}}"]).sweep.settings) == {
+        "fit.learning_rate",
+        "fit.epochs",
+        "fit.tuning",
+        "fit.network.dropout",
+    }
+
+
+def test_all_faults_of_a_search_space_are_told_at_once(config):
+    space = (
+        "{fit.colour: {low: 1, high: 2}, prepare.seed: {low: 0, high: 2}, fit.kind: {choices: [baseline, none]}, "
+        "fit.epochs: {low: 0, high: 2.5}, fit.patience: {low: 0, high: 3}, fit.tuning: {choices: [full, half]}, "
+        "fit.encoder: {low: 1, high: 2}, fit.network.dropout: {low: 0, high: 1}, fit.epochs.first: {low: 1, high: 2}}"
+    )
+
+    told = faults_of(config, f"sweep={{settings: {space}}}")
+
+    for fault in (
+        "fit.colour is no setting",
+        "prepare.seed is the same for all trials",
+        "fit.kind is the same for all trials",
+        "fit.epochs is a whole number, got ends 0 and 2.5",
+        "fit.patience cannot be 0: Input should be greater than 0",
+        "fit.tuning cannot be 'half'",
+        "fit.encoder is 'sentence-transformers/all-MiniLM-L6-v2', which is no number: give choices",
+        "fit.network.dropout cannot be 1: Input should be less than 1",
+        "fit.epochs.first is no setting",
+    ):
+        assert fault in told
+
+
+@pytest.mark.parametrize(
+    ("space", "fault"),
+    [
+        ("{low: 3, high: 2}", "low must be less than high"),
+        ("{low: 0, high: 2, log: true}", "low must be above 0"),
+        ("{choices: [1]}", "at least 2 items"),
+        ("{low: 1, high: 2, step: 1}", "Extra inputs are not permitted"),
+        ("{low: 1}", "Field required"),
+        ("3", "valid dictionary"),
+    ],
+)
+def test_a_space_that_holds_nothing_is_refused(config, space, fault):
+    assert fault in faults_of(config, f"sweep={{settings: {{fit.epochs: {space}}}}}")
+
+
+def test_a_trial_shares_the_prepared_splits_and_has_folders_of_its_own(config):
+    experiment = load_experiment(config)
+    content = with_settings(experiment, {"fit.epochs": 9, "fit.network.page_layers": 0})
+
+    trial = Trial.model_validate({**content, "trial": "trial-4", "parent": "a"})
+
+    assert (trial.fit.epochs, trial.fit.network.page_layers) == (9, 0)
+    assert trial.prepared == experiment.prepared
+    assert trial.released == Path("models/tiny/sweep/trial-4/release")
+    assert trial.title == "tiny-trial-4"
+    assert Experiment.model_validate(with_settings(experiment, {})) == experiment

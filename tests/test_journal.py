@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from werkzeug.serving import make_server
 
-from train import runs, tracking
+from train import runs, sender, tracking
 from train.config import Experiment
-from train.journal import Journal, JournalError, journals
+from train.journal import ROOT, Journal, JournalError, journals
 from train.store import connect
 
 NUM_STEPS = 20
@@ -274,3 +274,25 @@ def test_eight_runs_at_once_into_one_store_lose_nothing(workplace: Path, apart: 
         history = store.get_metric_history(run.info.run_id, "train/loss")
         assert sorted(metric.step for metric in history) == list(range(NUM_STEPS))
         assert run.info.status == "FINISHED"
+
+
+def begin(name: str, **parent: str) -> None:
+    """Write the journal of a run of which nothing was sent."""
+    journal = Journal(ROOT / name)
+    about = {"run_id": "", "journal": name, "name": name, "tags": {}, "params": {}, "record": "", **parent}
+    journal.add("open", **about, time=1)
+    journal.add("close", status="FINISHED", time=2)
+    journal.close()
+
+
+def test_a_run_under_another_one_is_sent_after_it_and_waits_where_that_is_not_known(caplog: pytest.LogCaptureFixture):
+    begin("below", parent="above")
+
+    assert sender.replay() == (0, 2)
+    assert "the run of the journal above, under which another one stands, was not sent yet" in caplog.text
+
+    begin("above")
+    assert sender.replay() == (4, 0)
+    store, experiment_id = connect()
+    below, above = (store.search_runs([experiment_id], f"tags.journal = '{name}'")[0] for name in ("below", "above"))
+    assert below.data.tags["mlflow.parentRunId"] == above.info.run_id

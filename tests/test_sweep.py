@@ -7,6 +7,7 @@ import sys
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -17,6 +18,7 @@ from train import study as study_module
 from train import sweep, trainer
 from train.config import Experiment, load_experiment
 from train.store import connect
+from train.study import StudyError
 
 SPACE = "{fit.head_learning_rate: {low: 1e-3, high: 1e-1, log: true}, fit.network.page_layers: {low: 0, high: 1}}"
 SEARCHED = ["fit.epochs=1", f"sweep={{settings: {SPACE}}}"]
@@ -40,7 +42,7 @@ def search_and_die(folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = Path("output.txt").open("a", encoding="utf-8")
-    evaluate, step = sweep.evaluate, trainer.CopydeskTrainer.training_step
+    evaluate = sweep.evaluate
 
     def die(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +53,6 @@ def search_and_die(folder: Path) -> None:
         return scores
 
     sweep.evaluate = evaluate_then_die
-    assert step is not die
     sweep.search(load_experiment("tiny.yaml", SEARCHED), num_trials=3)
 
 
@@ -84,3 +85,106 @@ def test_a_sweep_that_is_killed_and_resumed_finishes_all_trials_once(
     written = load_experiment("models/tiny/sweep/best.yaml")
     assert written.fit.head_learning_rate == best.params["fit.head_learning_rate"]
     assert written.prepared == Path("data/prepared/tiny")
+
+
+def test_a_trial_below_the_others_median_is_pruned(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    given, score = iter([0.5, 0.5, 0.1]), trainer.validation_scores
+    monkeypatch.setattr(trainer, "validation_scores", lambda *rows: score(*rows) | {"eval_step_macro_f1": next(given)})
+    space = f"sweep={{settings: {SPACE}, startup_trials: 1}}"
+
+    best = sweep.search(load_experiment("tiny.yaml", ["fit.epochs=2", space]), num_trials=2)
+
+    whole, pruned = trials_of("tiny-sweep")
+    assert (best.number, whole.state, pruned.state) == (0, TrialState.COMPLETE, TrialState.PRUNED)
+    assert (whole.intermediate_values, pruned.intermediate_values) == ({1: 0.5, 2: 0.5}, {1: 0.1})
+    _, below = runs_of("tiny-sweep")
+    assert [run.info.status for run in below] == ["FINISHED", "FINISHED"]
+    assert [run.data.tags.get("pruned") for run in below] == [None, "macro F1 0.1000 after epoch 1"]
+    assert "validation/macro_f1" not in below[1].data.metrics
+
+
+def test_seeds_stand_under_one_run_with_mean_deviation_and_interval(workplace: Path):
+    experiment = load_experiment("tiny.yaml", ["fit.epochs=1", "fit.seed=3"])
+
+    numbers = sweep.repeat(experiment, num_seeds=2)
+
+    parent, below = runs_of("tiny-seeds")
+    assert [run.info.run_name for run in below] == ["tiny-seed-3", "tiny-seed-4"]
+    assert [run.data.params["fit.seed"] for run in below] == ["3", "4"]
+    for name in ("macro_f1", "body_word_f1", "as_text_paywall_f1"):
+        seen = [run.data.metrics[f"validation/{name}"] for run in below]
+        mean, deviation, low, high = (parent.data.metrics[f"validation/{name}_{kind}"] for kind in KINDS)
+        assert mean == pytest.approx(np.mean(seen))
+        assert deviation == pytest.approx(np.std(seen, ddof=1))
+        assert (low, high) == pytest.approx((min(seen), max(seen)))  # of two runs
+    assert sweep.repeat(experiment, num_seeds=2) == numbers
+    assert len(runs_of("tiny-seeds")[1]) == 2
+
+
+KINDS = ("mean", "sd", "low", "high")
+
+
+def test_the_interval_of_seeds_is_that_of_resampled_means():
+    random = np.random.default_rng(1)
+    values = random.normal(0.7, 0.05, size=5)
+    runs = [{"macro_f1": value, "macro_f1_low": 0.0, "pages": 9.0} for value in values.tolist()]
+
+    found = sweep.spread(runs)
+
+    assert set(found) == {"runs", *(f"macro_f1_{kind}" for kind in KINDS)}
+    means = values[random.integers(5, size=(50_000, 5))].mean(axis=1)
+    expected = [values.mean(), values.std(ddof=1), *np.quantile(means, [0.025, 0.975])]
+    assert [found[f"macro_f1_{kind}"] for kind in KINDS] == pytest.approx(expected, abs=0.002)
+
+
+def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(workplace: Path):
+    experiment = load_experiment("tiny.yaml", BASELINE)
+    first = sweep.search(experiment, num_trials=1)
+
+    assert sweep.search(experiment, num_trials=1) == first
+    assert len(trials_of("tiny-sweep")) == 1
+    with pytest.raises(
+        StudyError, match=r"begun with other evaluate\.bootstrap_samples: restore them, or name another"
+    ):
+        sweep.search(load_experiment("tiny.yaml", [*BASELINE, "evaluate.bootstrap_samples=21"]), num_trials=2)
+    with (workplace / "data/prepared/tiny/pages/train.parquet").open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(StudyError, match=r"begun with other data/prepared/tiny/pages/train\.parquet"):
+        sweep.search(experiment, num_trials=2)
+
+
+def test_a_trial_that_fails_ends_the_sweep_and_is_tried_again(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    experiment = load_experiment("tiny.yaml", BASELINE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "evaluate", lambda _: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(OSError, match="the disk is full"):
+            sweep.search(experiment, num_trials=1)
+
+    sweep.search(experiment, num_trials=1)
+
+    failed, again = trials_of("tiny-sweep")
+    assert (failed.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert failed.params == again.params
+
+
+def test_values_that_do_not_go_together_are_passed_over(workplace: Path, caplog: pytest.LogCaptureFixture):
+    values = {"fit.network.window_sections": 100, "fit.network.window_overlap": 100}
+
+    with pytest.raises(optuna.TrialPruned, match="window_overlap must be smaller"):
+        sweep._trial(load_experiment("tiny.yaml"), 7, values, parent="")
+    assert "trial 7 is passed over" in caplog.text
+
+
+def test_a_sweep_that_cannot_be_is_refused_with_what_to_do(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(StudyError, match="no top key `sweep`"):
+        sweep.search(load_experiment("tiny.yaml"), num_trials=1)
+    with pytest.raises(StudyError, match=r"evaluate\.split is test"):
+        sweep.search(load_experiment("tiny.yaml", [*BASELINE, "evaluate.split=test"]), num_trials=1)
+    for storage in ("nonsense", "sqlite:////nowhere/sweeps.db"):
+        with pytest.raises(SystemExit, match=f"^sweep: the storage {storage} cannot be used"):
+            sweep.main(["--config", "tiny.yaml", "--seeds", "2", "--storage", storage])
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["--config", "tiny.yaml", "--trials", "0"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(StudyError, match="torchrun"):
+        sweep.repeat(load_experiment("tiny.yaml"), num_seeds=2)

@@ -137,7 +137,7 @@ def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelV
             counted = "scored for this comparison: its run has no counts by page"
     metrics = store.get_run(_run_of(version)).data.metrics
     test = {one: metrics[f"test/{one}"] for one in NAMES if f"test/{one}" in metrics}
-    return Candidate(version.version, _run_of(version), cost, Counts.of(rows), counted, test)
+    return Candidate(str(version.version), _run_of(version), cost, Counts.of(rows), counted, test)
 
 
 def _run_of(version: "ModelVersion") -> str:
@@ -208,7 +208,7 @@ def _conclude(
     rows = {one: {**dataclasses.asdict(found), "gain": found.gain} for one, found in differences.items()}
     content = {
         "model": name,
-        "version": new.version,
+        "version": str(new.version),
         **dataclasses.asdict(verdict),
         **details,
         "scores": rows,
@@ -223,7 +223,7 @@ def _conclude(
     write_metrics(store, run_id, [(f"promotion/{one}", value, now, 0) for one, value in numbers.items()])
     if verdict.promoted:
         store.set_registered_model_alias(name, CHAMPION, new.version)
-    return Promotion(name, verdict, new.version, report)
+    return Promotion(name, verdict, str(new.version), report)
 
 
 def _report(content: dict[str, Any]) -> str:
