@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import torch
@@ -30,10 +30,6 @@ from train.gate import NAMES, Cost, Difference, Verdict, compare, judge
 from train.packs import load_rows, resplit
 from train.sources.articles import read_topics
 from train.store import connect, read_artifact, registered, write_metrics
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +119,7 @@ def promote(
     return _conclude(store, name, new, verdict, differences, details)
 
 
-def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelVersion") -> Candidate:
+def _candidate(store: Any, version: Any, *, asked: Any) -> Candidate:
     """Gather what the rule needs of a version; `asked` is the one whose validation pages are scored if need be."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = fetch(f"{SCHEME}{version.name}/{version.version}", folder=temporary)
@@ -140,10 +136,10 @@ def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelV
     return Candidate(str(version.version), _run_of(version), cost, Counts.of(rows), counted, test)
 
 
-def _run_of(version: "ModelVersion") -> str:
+def _run_of(version: Any) -> str:
     if not version.run_id:
         raise GateError(f"version {version.version} belongs to no run: register it with `python -m train.release`")
-    return version.run_id
+    return str(version.run_id)
 
 
 def _cost(folder: Path) -> Cost:
@@ -156,7 +152,7 @@ def _cost(folder: Path) -> Cost:
     )
 
 
-def _experiment(store: "MlflowClient", version: "ModelVersion") -> Experiment:
+def _experiment(store: Any, version: Any) -> Experiment:
     """Return the experiment that made a version, as its run keeps it."""
     for file in ("config_changed.yaml", "config.yaml"):
         if content := read_artifact(store, _run_of(version), file):
@@ -167,7 +163,7 @@ def _experiment(store: "MlflowClient", version: "ModelVersion") -> Experiment:
     raise GateError(f"the run {version.run_id} of version {version.version} has no config.yaml: evaluate both models")
 
 
-def _score_again(folder: Path, version: "ModelVersion", experiment: Experiment) -> list[dict[str, Any]]:
+def _score_again(folder: Path, version: Any, experiment: Experiment) -> list[dict[str, Any]]:
     """Score a model on prepared validation pages, if these are the ones that it did not train on."""
     log.info("version %s has no counts by page: scoring %s", version.version, experiment.prepared)
     file = experiment.prepared / "pages" / "validation.parquet"
@@ -197,9 +193,9 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _conclude(
-    store: "MlflowClient",
+    store: Any,
     name: str,
-    new: "ModelVersion",
+    new: Any,
     verdict: Verdict,
     differences: dict[str, Difference],
     details: dict[str, Any],
