@@ -109,7 +109,14 @@ def test_the_cost_of_page_layers_grows_no_faster_than_pages_once_they_fill_a_win
     config = BertConfig(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     with torch.device("meta"):
         model = CopydeskModel(
-            CopydeskConfig(encoder=config.to_dict(), page_width=64, page_layers=2, page_encoders=3, window_sections=100)
+            CopydeskConfig(
+                encoder=config.to_dict(),
+                num_topics=1,
+                page_width=64,
+                page_layers=2,
+                page_encoders=3,
+                window_sections=100,
+            )
         )
 
     assert page_flops(model, [200]) == pytest.approx(2 * page_flops(model, [100]))
@@ -197,7 +204,7 @@ def test_time_and_memory_are_noted_while_pages_stream(setup):
 
     sample = streamed(setup.model, str(setup.folder / "pages"), (2, 5))()
 
-    assert len(sample["marks"]) == 2
+    assert sample["pages"] == [4, 5]  # the second page is read in one batch with all the others
     assert sample["marks"][0] <= sample["marks"][1]
     assert peak_mebibytes() is None or sample["mebibytes"][0] <= sample["mebibytes"][1]
 

@@ -52,7 +52,7 @@ def export(encoder: PreTrainedModel, path: Path) -> None:
     mask[0, 8:] = 0  # a mask of ones might be taken for no mask
     free = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
     torch.onnx.export(
-        _Hidden(encoder),
+        _Hidden(encoder).eval(),
         (ids, mask),
         path,
         input_names=_INPUTS,
