@@ -204,7 +204,7 @@ def test_time_and_memory_are_noted_while_pages_stream(setup):
 
     sample = streamed(setup.model, str(setup.folder / "pages"), (2, 5))()
 
-    assert len(sample["marks"]) == 2
+    assert sample["pages"] == [4, 5]  # the second page is read in one batch with all the others
     assert sample["marks"][0] <= sample["marks"][1]
     assert peak_mebibytes() is None or sample["mebibytes"][0] <= sample["mebibytes"][1]
 

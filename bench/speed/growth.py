@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
+
 from bench.speed.apart import Sample, Side
 from bench.speed.measure import Goal, Row, alternate, exponent, median, number
 from bench.speed.setup import ROOT, Setup
+from copydesk.encode import EncodedPage
 from copydesk.predictor import Document, load
 
 MAX_EXPONENT = 1.05
 MAX_MEBIBYTES = 1_024
 MAX_MEMORY_GROWTH = 1.1
 """From the second number of pages to the last one: by the first, not every buffer has been used."""
+
+MIN_TOKENS = 4
+"""Of a paragraph: a word, a number, and what frames them."""
 
 
 def growth_rows(setup: Setup) -> list[Row]:
@@ -39,7 +45,7 @@ def growth_rows(setup: Setup) -> list[Row]:
     return [
         Row(
             f"exponent of time, {setup.sizes.streamed[0]:,} to {setup.sizes.streamed[-1]:,} pages",
-            exponent(setup.sizes.streamed, stream["marks"]),
+            exponent(stream["pages"], stream["marks"]),
             goal=Goal(MAX_EXPONENT, at_most=True),
             note="one run: " + ", ".join(f"{number(value)} s" for value in stream["marks"]),
         ),
@@ -68,20 +74,23 @@ def streamed(model: str, folder: str, sizes: Sequence[int]) -> Callable[[], Samp
     desk = load(model, device="cpu")
     paths = sorted(Path(folder).glob("*.html"))
 
-    def documents(count: int) -> Iterator[Document]:
+    def documents(count: int, taken: list[Path]) -> Iterator[Document]:
         for i, path in enumerate(islice(cycle(paths), count)):
+            taken.append(path)
             yield Document(path.read_text("utf-8").replace("</p>", f" {i}.</p>"), kind="html")
 
     def run() -> Sample:
-        marks, peaks = [], []
+        taken: list[Path] = []
+        done, marks, peaks = [], [], []
         began = time.perf_counter()
-        for i, _ in enumerate(desk.stream(documents(sizes[-1])), 1):
-            if i in sizes:
+        for i, _ in enumerate(desk.stream(documents(sizes[-1], taken)), 1):
+            if i in sizes:  # all of its batch are read, and one more waits
+                done.append(i if i == sizes[-1] else len(taken) - 1)
                 marks.append(time.perf_counter() - began)
                 peaks.append(peak_mebibytes())
-        return {"marks": marks, "mebibytes": None if None in peaks else peaks}
+        return {"pages": done, "marks": marks, "mebibytes": None if None in peaks else peaks}
 
-    desk.predict(documents(2))
+    desk.predict(documents(2, []))
     return run
 
 
@@ -101,12 +110,13 @@ def single(model: str, sections: Sequence[str], lengths: Sequence[int]) -> Calla
     """
     desk = load(model, device="cpu")
 
-    def tokens_of(page: str) -> int:
-        return desk.prepare(Document(page, kind="html")).num_tokens
+    def encoded(page: str) -> EncodedPage:
+        return desk.prepare(Document(page, kind="html")).encoded
 
-    part = long_page(sections, 1_000)
-    pages = [long_page(sections, max(1, round(1_000 * length / tokens_of(part)))) for length in lengths]
-    sizes = [tokens_of(page) for page in pages]
+    longest = encoded(long_page(sections, lengths[-1] // MIN_TOKENS))
+    totals = np.cumsum([len(longest.tokens[row]) for row in longest.distinct])
+    pages = [long_page(sections, int(np.searchsorted(totals, length)) + 1) for length in lengths]
+    sizes = [encoded(page).num_tokens for page in pages]
     desk.predict(pages, kind="html")
 
     def run() -> Sample:
