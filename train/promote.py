@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import torch
@@ -28,11 +28,7 @@ from train.evaluate import score_pages
 from train.gate import NAMES, Cost, Difference, Verdict, compare, judge
 from train.packs import load_rows
 from train.sources.articles import read_topics
-from train.store import connect, read_artifact, registered, write_metrics
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+from train.store import Store, StoreError, Version, connect, read_artifact, registered, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +118,12 @@ def promote(
     return _conclude(store, name, new, verdict, differences, details)
 
 
-def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelVersion") -> Candidate:
+def _candidate(store: Store, version: Version, *, asked: Version) -> Candidate:
     """Gather what the rule needs of a version; `asked` is the one whose validation pages are scored if need be."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = fetch(f"{SCHEME}{version.name}/{version.version}", folder=temporary)
-        cost, table = _cost(folder), read_artifact(store, version.run_id, TABLE)
+        run_id, cost = _run_of(version), _cost(folder)
+        table = read_artifact(store, run_id, TABLE)
         if table:
             content = json.loads(table)
             rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
@@ -134,9 +131,15 @@ def _candidate(store: "MlflowClient", version: "ModelVersion", *, asked: "ModelV
         else:
             rows = _score_again(folder, version, _experiment(store, asked))
             counted = "scored for this comparison: its run has no counts by page"
-    metrics = store.get_run(version.run_id).data.metrics
+    metrics = store.get_run(run_id).data.metrics
     test = {one: metrics[f"test/{one}"] for one in NAMES if f"test/{one}" in metrics}
-    return Candidate(str(version.version), version.run_id, cost, Counts.of(rows), counted, test)
+    return Candidate(str(version.version), run_id, cost, Counts.of(rows), counted, test)
+
+
+def _run_of(version: Version) -> str:
+    if not version.run_id:
+        raise GateError(f"version {version.version} of {version.name} names no run: register it by `train.release`")
+    return str(version.run_id)
 
 
 def _cost(folder: Path) -> Cost:
@@ -149,18 +152,19 @@ def _cost(folder: Path) -> Cost:
     )
 
 
-def _experiment(store: "MlflowClient", version: "ModelVersion") -> Experiment:
+def _experiment(store: Store, version: Version) -> Experiment:
     """Return the experiment that made a version, as its run keeps it."""
+    run_id = _run_of(version)
     for file in ("config_changed.yaml", "config.yaml"):
-        if content := read_artifact(store, version.run_id, file):
+        if content := read_artifact(store, run_id, file):
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / file
                 path.write_text(content, "utf-8")
                 return load_experiment(path)
-    raise GateError(f"the run {version.run_id} of version {version.version} has no config.yaml: evaluate both models")
+    raise GateError(f"the run {run_id} of version {version.version} has no config.yaml: evaluate both models")
 
 
-def _score_again(folder: Path, version: "ModelVersion", experiment: Experiment) -> list[dict[str, Any]]:
+def _score_again(folder: Path, version: Version, experiment: Experiment) -> list[dict[str, Any]]:
     """Score a model on prepared validation pages, if these are the ones that it did not train on."""
     log.info("version %s has no counts by page: scoring %s", version.version, experiment.prepared)
     file = experiment.prepared / "pages" / "validation.parquet"
@@ -188,14 +192,15 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _conclude(
-    store: "MlflowClient",
+    store: Store,
     name: str,
-    new: "ModelVersion",
+    new: Version,
     verdict: Verdict,
     differences: dict[str, Difference],
     details: dict[str, Any],
 ) -> Promotion:
     """Log the report, then move the alias."""
+    run_id = _run_of(new)
     rows = {one: {**dataclasses.asdict(found), "gain": found.gain} for one, found in differences.items()}
     content = {
         "model": name,
@@ -205,12 +210,12 @@ def _conclude(
         "scores": rows,
     }
     report = _report(content)
-    store.log_text(new.run_id, json.dumps(content, indent=1) + "\n", f"{REPORT}.json")
-    store.log_text(new.run_id, report, f"{REPORT}.md")
+    store.log_text(run_id, json.dumps(content, indent=1) + "\n", f"{REPORT}.json")
+    store.log_text(run_id, report, f"{REPORT}.md")
     now = int(time.time() * 1000)
     numbers = {f"{one}_{kind}": row[kind] for one, row in rows.items() for kind in ("gain", "low", "high", "p")}
     numbers["promoted"] = float(verdict.promoted)
-    write_metrics(store, new.run_id, [(f"promotion/{one}", value, now, 0) for one, value in numbers.items()])
+    write_metrics(store, run_id, [(f"promotion/{one}", value, now, 0) for one, value in numbers.items()])
     if verdict.promoted:
         store.set_registered_model_alias(name, CHAMPION, new.version)
     return Promotion(name, verdict, str(new.version), report)
@@ -269,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = promote(
             options.model, margin=options.margin, label_margin=options.label_margin, samples=options.samples
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         parser.exit(2, f"promote: {error}\n")
     print(found.report)
     return 0 if found.verdict.promoted else 1
