@@ -29,7 +29,7 @@ from train.evaluate import score_pages
 from train.gate import NAMES, Cost, Difference, Verdict, compare, judge
 from train.packs import load_rows, resplit
 from train.sources.articles import read_topics
-from train.store import connect, read_artifact, registered, write_metrics
+from train.store import Store, StoreError, Version, connect, read_artifact, registered, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +119,12 @@ def promote(
     return _conclude(store, name, new, verdict, differences, details)
 
 
-def _candidate(store: Any, version: Any, *, asked: Any) -> Candidate:
+def _candidate(store: Store, version: Version, *, asked: Version) -> Candidate:
     """Gather what the rule needs of a version; `asked` is the one whose validation pages are scored if need be."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = fetch(f"{SCHEME}{version.name}/{version.version}", folder=temporary)
-        cost, table = _cost(folder), read_artifact(store, _run_of(version), TABLE)
+        run_id, cost = _run_of(version), _cost(folder)
+        table = read_artifact(store, run_id, TABLE)
         if table:
             content = json.loads(table)
             rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
@@ -131,14 +132,14 @@ def _candidate(store: Any, version: Any, *, asked: Any) -> Candidate:
         else:
             rows = _score_again(folder, version, _experiment(store, asked))
             counted = "scored for this comparison: its run has no counts by page"
-    metrics = store.get_run(_run_of(version)).data.metrics
+    metrics = store.get_run(run_id).data.metrics
     test = {one: metrics[f"test/{one}"] for one in NAMES if f"test/{one}" in metrics}
-    return Candidate(str(version.version), _run_of(version), cost, Counts.of(rows), counted, test)
+    return Candidate(str(version.version), run_id, cost, Counts.of(rows), counted, test)
 
 
-def _run_of(version: Any) -> str:
+def _run_of(version: Version) -> str:
     if not version.run_id:
-        raise GateError(f"version {version.version} belongs to no run: register it with `python -m train.release`")
+        raise GateError(f"version {version.version} of {version.name} names no run: register it by `train.release`")
     return str(version.run_id)
 
 
@@ -152,18 +153,19 @@ def _cost(folder: Path) -> Cost:
     )
 
 
-def _experiment(store: Any, version: Any) -> Experiment:
+def _experiment(store: Store, version: Version) -> Experiment:
     """Return the experiment that made a version, as its run keeps it."""
+    run_id = _run_of(version)
     for file in ("config_changed.yaml", "config.yaml"):
-        if content := read_artifact(store, _run_of(version), file):
+        if content := read_artifact(store, run_id, file):
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / file
                 path.write_text(content, "utf-8")
                 return load_experiment(path)
-    raise GateError(f"the run {version.run_id} of version {version.version} has no config.yaml: evaluate both models")
+    raise GateError(f"the run {run_id} of version {version.version} has no config.yaml: evaluate both models")
 
 
-def _score_again(folder: Path, version: Any, experiment: Experiment) -> list[dict[str, Any]]:
+def _score_again(folder: Path, version: Version, experiment: Experiment) -> list[dict[str, Any]]:
     """Score a model on prepared validation pages, if these are the ones that it did not train on."""
     log.info("version %s has no counts by page: scoring %s", version.version, experiment.prepared)
     file = experiment.prepared / "pages" / "validation.parquet"
@@ -193,14 +195,15 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _conclude(
-    store: Any,
+    store: Store,
     name: str,
-    new: Any,
+    new: Version,
     verdict: Verdict,
     differences: dict[str, Difference],
     details: dict[str, Any],
 ) -> Promotion:
     """Log the report, then move the alias."""
+    run_id = _run_of(new)
     rows = {one: {**dataclasses.asdict(found), "gain": found.gain} for one, found in differences.items()}
     content = {
         "model": name,
@@ -210,7 +213,6 @@ def _conclude(
         "scores": rows,
     }
     report = _report(content)
-    run_id = _run_of(new)
     store.log_text(run_id, json.dumps(content, indent=1) + "\n", f"{REPORT}.json")
     store.log_text(run_id, report, f"{REPORT}.md")
     now = int(time.time() * 1000)
@@ -275,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = promote(
             options.model, margin=options.margin, label_margin=options.label_margin, samples=options.samples
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         parser.exit(2, f"promote: {error}\n")
     print(found.report)
     return 0 if found.verdict.promoted else 1

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from copydesk.registry import publish, register_model, tracking_uri
 from train.journal import Entry
@@ -29,6 +29,9 @@ from mlflow.utils import mlflow_tags, validation
 
 log = logging.getLogger(__name__)
 
+Store: TypeAlias = MlflowClient
+Version: TypeAlias = ModelVersion
+StoreError: TypeAlias = MlflowException
 EXPERIMENT = "copydesk"
 """The one MLflow experiment."""
 JOURNAL = "journal"

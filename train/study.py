@@ -67,7 +67,12 @@ def open_study(
     try:
         with _known_to_be_experimental():
             database = RDBStorage(
-                storage, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=dead
+                storage,
+                # SQLite lets one write at a time: the others wait, by default not long.
+                engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite:") else None,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=dead,
             )
         pruner = optuna.pruners.NopPruner()
         study = optuna.create_study(
