@@ -182,7 +182,8 @@ def rename(folder: Path, name: str) -> None:
     )
 
 
-def test_a_client_that_goes_away_is_not_waited_for(service):
+def test_a_client_that_goes_away_is_not_waited_for(service_of):
+    service = service_of(seconds_a_page=0.06, max_waiting=64)  # seconds enough to see them wait, on a busy machine too
     connection = http.client.HTTPConnection("127.0.0.1", service.port)
     connection.request("POST", "/v1/pages", json.dumps([{"text": f"goal {i}"} for i in range(60)]).encode(), JSON)
     eventually(lambda: meter(service, "copydesk_waiting_pages") == 60)
