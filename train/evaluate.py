@@ -169,7 +169,8 @@ def device_of(predictor: Predictor | BaselinePredictor) -> str:
     precision = str(predictor.model.encoder.dtype).removeprefix("torch.")
     if predictor.device.type == "cuda":
         return f"{torch.cuda.get_device_name(predictor.device)} in {precision}"
-    return f"a processor with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {precision}"
+    kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"a processor with {kind} in {precision} (threads: {threads})"
 
 
 def score_pages(

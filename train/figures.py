@@ -100,7 +100,7 @@ def reliability(scores: np.ndarray, correct: np.ndarray, *, num_bins: int = 15) 
     counts = np.bincount(bins, minlength=num_bins)
     accuracy = np.bincount(bins, correct, num_bins) / np.maximum(counts, 1)
     middles = (np.arange(num_bins) + 0.5) / num_bins
-    axes.bar(middles, counts / counts.sum(), width=1 / num_bins, color="lightgrey", label="share of sections")
+    axes.bar(middles, counts / counts.sum(), width=1 / num_bins, color="grey", alpha=0.4, label="share of sections")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.plot(middles[counts > 0], accuracy[counts > 0], marker="o", label="accuracy")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="Calibration")

@@ -38,7 +38,8 @@ class Curve:
     name: str
     positives: int
     average_precision: float
-    precision: float
+    precision: float | None
+    """None where it is given to no row."""
     recall: float
     threshold: float | None
     figure: Markup
@@ -147,7 +148,7 @@ def _curve(name: str, true: np.ndarray, scores: np.ndarray, chosen: np.ndarray, 
         name=name,
         positives=int(true.sum()),
         average_precision=float(average_precision_score(true, scores)),
-        precision=hits / max(int(chosen.sum()), 1),
+        precision=hits / int(chosen.sum()) if chosen.any() else None,
         recall=hits / int(true.sum()),
         threshold=threshold,
         figure=drawn,
