@@ -26,7 +26,7 @@ ENTRYPOINT ["copydesk", "serve", "--host", "0.0.0.0"]
 FROM base AS mlflow
 COPY constraints.txt /build/
 # A new volume takes its owner from /artifacts.
-RUN pip install --constraint /build/constraints.txt mlflow psycopg2-binary && \
+RUN pip install --constraint /build/constraints.txt mlflow 'psycopg[binary]' && \
     install --directory --owner=copydesk /artifacts
 USER 10001
 EXPOSE 5000

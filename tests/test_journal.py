@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from werkzeug.serving import make_server
 
 from train import runs, sender, tracking
@@ -165,6 +167,30 @@ def test_replay_while_the_server_is_away_keeps_what_waits(server: Server):
     journal = Journal(folder)
     assert [entry["kind"] for entry in journal.waiting()] == ["open", "files", "files", "close"]
     journal.close()
+
+
+def test_a_store_that_is_busy_at_the_very_end_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    busy = [MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)] * 2
+    write = sender.write
+
+    def write_when_free(*arguments, **keywords) -> None:
+        if ending and busy:
+            raise busy.pop()
+        write(*arguments, **keywords)
+
+    ending: list[bool] = []
+    monkeypatch.setattr(sender, "write", write_when_free)
+    run = tracking.start_run(make_experiment(), watch_system=False)
+    for step in range(NUM_STEPS):
+        log_step(run, step)
+    run.log_text("done", "note.txt")
+    run.flush()
+    ending.append(True)
+    run.finish()
+
+    assert not busy
+    assert not list(journals())
+    check_arrived()
 
 
 def test_what_was_sent_but_not_noted_is_not_there_twice_when_sent_again(tiny_model: Path):

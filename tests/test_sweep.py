@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from train import study as study_module
 from train import sweep, trainer
 from train.config import Experiment, load_experiment
+from train.sender import replay
 from train.store import connect
 from train.study import StudyError
 
@@ -70,6 +71,7 @@ def test_a_sweep_that_is_killed_and_resumed_finishes_all_trials_once(
     monkeypatch.setattr(study_module, "GRACE", 2)
     best = sweep.search(load_experiment("tiny.yaml", SEARCHED), num_trials=3)
 
+    assert replay()[1] == 0  # of what the killed one could not send any more
     after = trials_of("tiny-sweep")
     finished = [trial for trial in after if trial.state in study_module.FINISHED]
     assert after[1].state == TrialState.FAIL
@@ -79,7 +81,8 @@ def test_a_sweep_that_is_killed_and_resumed_finishes_all_trials_once(
     assert len({json.dumps(trial.params) for trial in finished}) == 3
     parent, below = runs_of("tiny-sweep")
     assert parent.info.status == "FINISHED"
-    assert [run.info.status for run in below] == ["FINISHED", "FAILED", "FINISHED", "FINISHED"]
+    said = Path("output.txt").read_text("utf-8")
+    assert [run.info.status for run in below] == ["FINISHED", "FAILED", "FINISHED", "FINISHED"], said
     assert parent.data.metrics["validation/macro_f1"] == best.value == max(trial.value for trial in finished)
     assert [path.name for path in Path("models/tiny/sweep").iterdir()] == ["best.yaml"]
     written = load_experiment("models/tiny/sweep/best.yaml")
@@ -188,3 +191,10 @@ def test_a_sweep_that_cannot_be_is_refused_with_what_to_do(workplace: Path, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(StudyError, match="torchrun"):
         sweep.repeat(load_experiment("tiny.yaml"), num_seeds=2)
+
+
+def test_what_is_wrong_with_a_storage_is_said_without_its_password():
+    shown = study_module.without_password("postgresql+psycopg://me:se:cret@host/db")
+
+    assert shown == "postgresql+psycopg://me:***@host/db"
+    assert study_module.without_password(sweep.STORAGE) == sweep.STORAGE

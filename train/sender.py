@@ -14,7 +14,7 @@ from pathlib import Path
 from copydesk.registry import tracking_uri
 from train.checkpoints import write_whole
 from train.journal import ROOT, Entry, Journal, JournalError, journals
-from train.store import connect, is_refusal, open_run, write
+from train.store import connect, is_busy, is_refusal, open_run, write
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ _LONGEST_PAUSE = 60.0
 """Seconds between attempts at a store that is away."""
 _QUICK = 1.0
 """Seconds within which a store must have refused for one more attempt to be worth it at the end."""
+_BUSY_TRIES = 5
+"""How often a store that is there but busy is asked again, within three seconds, before it counts as away."""
 _STUCK = 60.0
 """Seconds without an entry sent after which the end of a run waits no longer."""
 
@@ -101,7 +103,7 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         """Send until the end; what cannot be sent waits on disk."""
-        pause = 1.0
+        pause, num_busy = 1.0, 0
         while True:
             ending = self._ending.is_set()
             self._more.clear()
@@ -109,8 +111,12 @@ class Sender(threading.Thread):
             try:
                 if self.journal.waiting():
                     send_all(self.journal, uri=self.uri)
-                self.is_away, pause = False, 1.0
+                self.is_away, pause, num_busy = False, 1.0, 0
             except Exception as error:  # noqa: BLE001 (hours of training are worth more than their log)
+                if is_busy(error) and num_busy < _BUSY_TRIES:
+                    num_busy += 1
+                    time.sleep(0.2 * num_busy)
+                    continue
                 self.is_away = True
                 self._say(error)
                 if ending or (self._ending.wait(pause) and time.monotonic() - began > _QUICK + pause):

@@ -182,6 +182,11 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, ValueError | TypeError | KeyError)
 
 
+def is_busy(error: Exception) -> bool:
+    """Tell whether the store is there but took nothing just now, e.g. as another process writes to its SQLite."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() in {429, 503}
+
+
 def registered(store: MlflowClient, name: str, *, alias: str) -> ModelVersion | None:
     """Return the version of a registered model that has an alias, if one has."""
     try:

@@ -4,6 +4,7 @@ Knows Optuna and its storage, which many processes may share; knows nothing of s
 """
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -80,18 +81,24 @@ def open_study(
         )
     except (SQLAlchemyError, OptunaError, ImportError, OSError) as error:
         raise StudyError(
-            f"the storage {storage} cannot be used: {error}. Expected the address of a database, e.g. "
-            "sqlite:///sweeps.db, or postgresql://USER:PASSWORD@HOST/NAME with `pip install psycopg2-binary`"
+            f"the storage {without_password(storage)} cannot be used: {error}. Expected the address of a database, "
+            "e.g. sqlite:///sweeps.db, or postgresql+psycopg://USER:PASSWORD@HOST/NAME with `pip install "
+            "'psycopg[binary]'`"
         ) from error
     before = study.user_attrs.get(_MADE_OF)
     if before is None:
         study.set_user_attr(_MADE_OF, dict(made_of))
     elif changed := sorted(key for key in before.keys() | made_of.keys() if before.get(key) != made_of.get(key)):
         raise StudyError(
-            f"the study {name} in {storage} was begun with other {', '.join(changed)}: "
+            f"the study {name} in {without_password(storage)} was begun with other {', '.join(changed)}: "
             "restore them, or name another --storage"
         )
     return study
+
+
+def without_password(storage: str) -> str:
+    """Return the address of a database as it may be shown."""
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", storage)
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -125,13 +132,15 @@ def run_trials(study: optuna.Study, objective: Objective, *, total: int, sweep: 
             yield finished
         if finished >= total:
             return
-        waiting = finished + running >= total
-        if not waiting:
+        if finished + running < total:
+            waiting = False
             if sweep:
                 draw_and_prune(study, sweep, count=len(states))
             _run_one(study, objective)
             continue
-        log.info("waiting for %d trials that run elsewhere, or died less than %d s ago", running, GRACE)
+        if not waiting:
+            log.info("waiting for %d trials that run elsewhere, or died less than %d s ago", running, GRACE)
+        waiting = True
         time.sleep(min(HEARTBEAT, 5))
 
 
