@@ -1,0 +1,213 @@
+"""What users may expect of the model that the repository ships: minimum functions (CheckList style).
+
+Each case shows a section in a page around it, and says its label. At least 95 of 100 are to be right.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from copydesk.predictor import Predictor
+from tests.model.pages import BODY, HEADLINE, labels_of, page_with, paragraphs
+
+LEAST_RIGHT = 0.95
+
+
+class Case(NamedTuple):
+    """A page, and what some of its sections are."""
+
+    name: str
+    html: str
+    expected: dict[str, str]
+
+
+def beneath(label: str, *texts: str, tag: str = "div", name: str = "") -> Case:
+    """Show sections in a box beneath the article."""
+    attributes = f" class='{name}'" if name else ""
+    box = f"<{tag}{attributes}>{''.join(f'<p>{text}</p>' for text in texts)}</{tag}>"
+    return Case(texts[0], page_with(box), dict.fromkeys(texts, label))
+
+
+def between(label: str, html: str, *texts: str) -> Case:
+    """Show HTML in the midst of the article."""
+    above, below = BODY[:3], BODY[3:]
+    body = "".join(f"<p>{text}</p>" for text in above) + html + "".join(f"<p>{text}</p>" for text in below)
+    page = page_with(body=()).replace("</time>", "</time>" + body)
+    return Case(texts[0], page, dict.fromkeys((*BODY, *texts), "body") | dict.fromkeys(texts, label))
+
+
+def cut_off(*offer: str) -> Case:
+    """Show the article's beginning, and an offer in place of the rest."""
+    box = "<section>" + "".join(f"<p>{text}</p>" for text in offer) + "</section>"
+    page = page_with(box, body=BODY[:2])
+    return Case(offer[0], page, dict.fromkeys(BODY[:2], "body") | dict.fromkeys(offer, "paywall"))
+
+
+def article(headline: str, text: str) -> Case:
+    """Show an article that reads like an offer or an ad and is neither."""
+    body = paragraphs(text)
+    return Case(headline, page_with(headline=headline, body=body), dict.fromkeys((headline, *body), "body"))
+
+
+OFFERS = [
+    "You have {count} free articles left this month. Subscribe for {price} a week.",
+    "Subscribe to continue reading. Unlimited access for {price} a month, cancel anytime.",
+    "This article is for subscribers only. Start your trial: {count} weeks for {price}.",
+]
+
+
+def paywalls() -> Iterator[Case]:
+    """Yield offers, meters, walls and appeals."""
+    for price in ("$1", "£4.99", "€9.90", "12 kr", "Rs 199"):
+        for count in ("2", "three"):
+            for offer in OFFERS:
+                yield beneath("paywall", offer.format(price=price, count=count))
+    yield beneath("paywall", "You have read {{articlesRead}} of {{articleLimit}} free articles. Subscribe for more.")
+    yield beneath(
+        "paywall", "Get full digital access for $1 in your first six months, then $12 a month. Cancel anytime."
+    )
+    yield beneath("paywall", "Students read at half price: €4 a month with a valid student card. Subscribe now.")
+    yield beneath("paywall", "Your subscription has expired. Renew now to keep reading Tarn Valley Press.")
+    yield beneath(
+        "paywall",
+        "Choose your plan",
+        "Digital: all articles, on every device, for £6 a month.",
+        "Digital and print: the above and the weekend paper for £14 a month.",
+        "Cancel or pause at any time.",
+    )
+    yield beneath(
+        "paywall",
+        "Our reporting is paid for by readers, not by owners. If you value it, please support us with as little as "
+        "$3 a month.",
+    )
+    yield cut_off("To read the full story, subscribe or sign in.", "Already a subscriber? Sign in")
+    yield cut_off("Create a free account to keep reading this article.", "Register now", "Already registered? Log in")
+    yield cut_off("This content is reserved for subscribers.", "Subscribe from $2 a week", "See all offers")
+    yield cut_off("You have reached your limit of free articles.", "Subscribe today and get your first month free.")
+
+
+def furniture() -> Iterator[Case]:
+    """Yield what stands around an article on a free page, that which sounds like an offer first."""
+    yield Case("menus", page_with(), {"Subscribe": "boilerplate", "Advertise with us": "boilerplate"})
+    for text in (
+        "Sign up for our free newsletter and get the day’s stories each morning.",
+        "Get the Tarn Valley Press app for breaking news alerts.",
+        "Join us on 12 May for an evening with our foreign editor at the Corn Hall.",
+        "Listen to our podcast, The Long Pier, wherever you get your podcasts.",
+        "We use cookies to improve your experience. Accept all or manage your choices.",
+        "Photo: Liv Sandmo / Tarn Valley Press",
+        "Ingrid Halloway covers the northern seas. She joined the paper in 2014.",
+        "Share this article on social media",
+        "Follow us on Facebook, Instagram and YouTube",
+        "Read more: Storvik’s cod quota falls for the third year",
+        "Comments are closed. Read our community guidelines.",
+        "Published 3 March 2026, 09:14. Updated 3 March 2026, 11:40.",
+        "Do you have a story for us? Write to newsdesk@tarnvalley.test",
+        "Tags: fishing, treaties, Storvik, Kelland",
+    ):
+        yield beneath("boilerplate", text)
+    yield beneath("boilerplate", "Most read", "Hvalnes harbour wall to be raised", "Five dead in pass road crash")
+    yield beneath("boilerplate", "12 comments", "harbourrat: About time. My uncle lost a season over this.", "Reply")
+
+
+def sponsored() -> Iterator[Case]:
+    """Yield ads and their labels."""
+    yield beneath("sponsored", "Advertisement", "The Nordlys storm jacket, now $89. Buy now at nordlys-outdoor.test")
+    yield beneath(
+        "sponsored",
+        "Sponsored content by Halden Bank",
+        "Why five in six small firms in the valley now bank with Halden",
+        "Paid for by Halden Bank. The newsroom had no part in it.",
+    )
+    yield beneath(
+        "sponsored",
+        "Around the web",
+        "Doctors stunned by this simple morning trick",
+        "Ads by Clickharbor",
+        name="promo",
+    )
+    yield beneath("sponsored", "We may earn a commission if you buy through links on this page.")
+    yield beneath("sponsored", "Promoted", "Own a boat? Compare insurance quotes from 12 firms in two minutes")
+    yield between(
+        "sponsored",
+        "<aside><p>Advertisement</p><p>Fjell Ferries: across the sound for $19. Book now at fjell.test</p></aside>",
+        "Advertisement",
+        "Fjell Ferries: across the sound for $19. Book now at fjell.test",
+    )
+
+
+def bodies() -> Iterator[Case]:
+    """Yield articles whose text sounds like something else, and forms that an article may take."""
+    yield Case("a plain article", page_with(), dict.fromkeys((HEADLINE, *BODY), "body"))
+    yield between("body", "<h2>What the fishermen get</h2>", "What the fishermen get")
+    yield between("body", "<blockquote><p>We can sleep again.</p></blockquote>", "We can sleep again.")
+    yield between(
+        "body",
+        "<ul><li>The northern bank opens in April.</li><li>Quotas are set each winter.</li></ul>",
+        "The northern bank opens in April.",
+        "Quotas are set each winter.",
+    )
+    yield between("body", "<p>It rained all day.</p>", "It rained all day.")
+    yield beneath(
+        "body", "Correction: An earlier version of this article gave the wrong year for the last treaty.", tag="p"
+    )
+    yield article(
+        "Hvalnes Courier to charge readers for online news",
+        """
+        The Hvalnes Courier, the largest newspaper on the northern coast, will charge readers of its website from May,
+        its publisher said on Monday.
+
+        Visitors will be able to read five articles a month for free. After that they will be asked to pay $2 a week.
+
+        “Advertising no longer pays for a newsroom of forty people,” the publisher, Odd Revheim, told staff. “Our
+        readers will have to.”
+
+        Two rivals that put up paywalls last year lost about a third of their visitors, but said that income from
+        subscriptions had more than made up for it.
+        """,
+    )
+    yield article(
+        "Court fines jacket maker over fake reviews",
+        """
+        A court in Storvik fined the clothing company Fjellvik $400,000 on Friday for paying bloggers to praise its
+        jackets without saying so.
+
+        The posts, which bore no mark that they were sponsored, told readers to “buy now, before the snow does”, the
+        judgment said.
+
+        Consumer groups had complained about 130 such posts since 2024. A lawyer for the company said that it would
+        appeal.
+        """,
+    )
+    yield article(
+        "Streaming service raises its prices again",
+        """
+        Skylark, the streaming service, will raise the price of its cheapest plan to $9 a month in June, its third
+        increase in two years.
+
+        Subscribers who want to keep films in high definition will pay $15. The company said that the money would go
+        into new series.
+
+        Analysts at Brandt and Lowe expect about one customer in twenty to cancel.
+        """,
+    )
+
+
+def test_at_least_95_of_100_sections_are_what_they_are(desk: Predictor):
+    cases = [*paywalls(), *furniture(), *sponsored(), *bodies()]
+    pages = desk.predict([case.html for case in cases])
+    wrong = []
+    for case, page in zip(cases, pages, strict=True):
+        found = labels_of(page)
+        if missed := {text: found.get(text) for text, label in case.expected.items() if found.get(text) != label}:
+            wrong.append(f"{case.name}: {missed}")
+
+    assert len(cases) >= 70
+    assert 1 - len(wrong) / len(cases) >= LEAST_RIGHT, "\n".join(wrong)
+
+
+def test_a_headline_is_found_and_the_article_filed(desk: Predictor):
+    page = desk.predict_one(page_with())
+
+    assert page.headline == HEADLINE
+    assert page.body.split("\n\n") == list(BODY)
+    assert "international relations" in [topic.name for topic in page.topics]
