@@ -15,6 +15,7 @@ from train.sources.articles import read_topics
 from train.sources.composer import NUM_GROUPS, compose_pages, spans_of
 from train.sources.newsroom import Newsroom, NewsroomError, blocks_of
 from train.sources.roundups import Roundup, blocks_of_roundup
+from train.sources.tables import MAX_CELLS, Table, blocks_of_table
 from train.sources.variation import reshaped, retagged
 
 ROOT = Path(__file__).parent.parent
@@ -212,14 +213,33 @@ closing: [That is all.]
 """
 
 
-def test_a_long_page_is_body_throughout_be_it_chapters_or_a_round_up(corpus):
+TABLE = """
+subject: tides
+titles: [High water day by day]
+intro: [Measured at the pier.]
+head: Pier
+first: [North, South]
+second: [" Pier", " Mole"]
+ranked: true
+count: [3, 4]
+columns:
+  Height: {low: 1, high: 9, show: "{:.1f} m"}
+  Kind: {choices: [spring, neap]}
+notes: [Provisional.]
+"""
+
+
+def test_a_long_page_is_body_throughout_be_it_tables_chapters_or_a_round_up(corpus):
     (corpus / "roundups").mkdir()
     (corpus / "roundups" / "kites.yaml").write_text(ROUNDUP)
+    (corpus / "tables").mkdir()
+    (corpus / "tables" / "tides.yaml").write_text(TABLE)
     site = corpus / "sites" / "gullwick.html"
     site.write_text(site.read_text().replace("paywall: meter", "paywall: none\nlong: 1"))
     second = ARTICLE.replace("First", "Another").replace("Talks", "More talks")
     (corpus / "articles" / "gullwick" / "more.md").write_text(second)
     expected = {"It lifts at once.", "The two best kites", "More talks & tides", "Another paragraph of the report."}
+    expected |= {"High water day by day", "spring"}
     found: dict[str, set[str]] = {}
     for page in composed(corpus, 60, only_train=True):
         if page.annotation.site == "gullwickpost.test":
@@ -242,6 +262,26 @@ def test_round_ups_take_many_shapes_but_keep_every_word():
     assert {block.kind for blocks in shapes for block in blocks} == {"p", "h2", "ul", "table"}
     assert all(any(word in text for text in texts) for word in ("Larkling", "$30", "Loud", "Away from wires.", "all."))
     assert len({len(blocks) for blocks in shapes}) > 5
+
+
+def test_tables_take_many_shapes_and_show_other_numbers_each_time():
+    table = Table.model_validate(yaml.safe_load(TABLE))
+    shapes = [blocks_of_table(table, Random(seed)) for seed in range(40)]
+
+    def texts(blocks: list) -> list[str]:
+        return [
+            str(text)
+            for block in blocks
+            for text in ([*block.items, *(cell for row in block.rows for cell in row)] or [block.html])
+        ]
+
+    assert {block.kind for blocks in shapes for block in blocks} == {"p", "h2", "ul", "table"}
+    assert len({tuple(texts(blocks)) for blocks in shapes}) == 40
+    assert all(any("Mole" in text or "Pier" in text for text in texts(blocks)) for blocks in shapes)
+    assert all(any(" m" in text for text in texts(blocks)) for blocks in shapes)
+    series = Table.model_validate(yaml.safe_load(TABLE) | {"months": True, "count": [900, 900], "ranked": False})
+    sizes = {len(texts(blocks_of_table(series, Random(seed)))) for seed in range(20)}
+    assert all(MAX_CELLS / 4 < size <= 2 * MAX_CELLS for size in sizes)
 
 
 def test_reshaped_articles_keep_their_words():
@@ -294,6 +334,12 @@ def test_spans_cover_the_characters_that_the_splitter_sees():
         ("articles/gullwick/talks.md", ARTICLE.replace("international_relations", "gossip"), "unknown topics"),
         ("articles/gullwick/talks.md", ARTICLE.replace("headline", "title"), "headline"),
         ("roundups/kites.yaml", ROUNDUP.replace("title", "heading"), "kites.yaml"),
+        (
+            "tables/tides.yaml",
+            TABLE.replace("first: [North, South]", ""),
+            "tides.yaml: it has neither months nor first",
+        ),
+        ("tables/tides.yaml", TABLE.replace("{:.1f} m", "{:d} m"), "tides.yaml"),
         ("paywall/paywall-0.yaml", "pieces: [a]", "paywall-0.yaml: expected `places` and `pieces`"),
         ("paywall/paywall-0.yaml", "places: [under]\npieces: [a]", "unknown places"),
         ("paywall/paywall-0.yaml", "places: [top]\npieces: ['']", "piece 0 is empty"),

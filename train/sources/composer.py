@@ -31,6 +31,7 @@ from train.sources.newsroom import (
 )
 from train.sources.pages import AnnotatedPage, Annotation, classes_of
 from train.sources.roundups import Roundup, blocks_of_roundup, read_roundups
+from train.sources.tables import Table, blocks_of_table, read_tables
 from train.sources.variation import reshaped, retagged
 
 
@@ -42,10 +43,13 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
     """
     newsroom = Newsroom(source.newsroom, topics)
     roundups = read_roundups(source.newsroom / "roundups")
+    tables = read_tables(source.newsroom / "tables")
     for number in range(source.num_pages):
         place = number % len(newsroom.sites)
         copy = number // len(newsroom.sites)
-        composer = composer_of(newsroom, roundups, place, copy=copy, seed=source.seed, separate=not source.only_train)
+        composer = composer_of(
+            newsroom, roundups, tables, place, copy=copy, seed=source.seed, separate=not source.only_train
+        )
         html, spans = composer.page()
         raw = split(html, kind="html")
         squeezed = [_SPACE.sub("", text) for text in raw.texts()]
@@ -63,18 +67,26 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
 
 
 def composer_of(
-    newsroom: Newsroom, roundups: Sequence[Roundup], place: int, *, copy: int, seed: int, separate: bool
+    newsroom: Newsroom,
+    roundups: Sequence[Roundup],
+    tables: Sequence[Table],
+    place: int,
+    *,
+    copy: int,
+    seed: int,
+    separate: bool,
 ) -> "Composer":
     """Return what composes one page.
 
     Args:
         newsroom: the corpus.
         roundups: those of the corpus.
+        tables: those of the corpus.
         place: of the site among the sites.
         copy: which of its pages; each shows the next of its articles.
         seed: of all that is drawn.
-        separate: the site draws paywall and sponsored text and round-ups from its own group alone, so that a split by
-            group parts these too.
+        separate: the site draws paywall and sponsored text, round-ups and tables from its own group alone, so that a
+            split by group parts these too.
     """
     group = place % NUM_GROUPS
     families = [
@@ -82,8 +94,9 @@ def composer_of(
         for i, family in enumerate(newsroom.families)
         if family.places and (not separate or family.label == "boilerplate" or i % NUM_GROUPS == group)
     ]
-    own = [roundup for i, roundup in enumerate(roundups) if not separate or i % NUM_GROUPS == group]
-    return Composer(newsroom, newsroom.sites[place], families, own, seed=seed, copy=copy)
+    own_roundups = [roundup for i, roundup in enumerate(roundups) if not separate or i % NUM_GROUPS == group]
+    own_tables = [table for i, table in enumerate(tables) if not separate or i % NUM_GROUPS == group]
+    return Composer(newsroom, newsroom.sites[place], families, own_roundups, own_tables, seed=seed, copy=copy)
 
 
 WALLED, ADVERTISED = 0.5, 0.48
@@ -95,8 +108,10 @@ NUM_GROUPS = 6
 
 MAX_CHAPTERS = 8
 """Articles that follow the first one on a long page."""
+TABLED = 0.35
+"""Share of long pages that hold data tables."""
 ROUNDED_UP = 0.6
-"""Share of long pages that hold a round-up."""
+"""Share of the other long pages that hold a round-up."""
 
 _DOUBLED_ARTICLE = re.compile(r"\b[Tt]he (?=\[\[paper)")
 _LABEL = re.compile(r' data-label="[a-z]*"')
@@ -112,6 +127,7 @@ class Composer:
         site: Site,
         families: Sequence[Family],
         roundups: Sequence[Roundup],
+        tables: Sequence[Table],
         *,
         seed: int,
         copy: int,
@@ -123,7 +139,7 @@ class Composer:
             update={"published": article.published + timedelta(days=self.random.randrange(-400, 400))}
         )
         self.name = f"{site.path.stem}/{article.slug}-{copy}"
-        self.families, self.roundups = families, roundups
+        self.families, self.roundups, self.tables = families, roundups, tables
         self.blocks = reshaped(self._blocks(), self.random)
         self.planned: dict[str, list[Piece]] = {place: [] for place in get_args(Place)}
         self.inline: dict[int, list[Piece]] = {}
@@ -135,10 +151,15 @@ class Composer:
         self._plan()
 
     def _blocks(self) -> list[Block]:
-        """Return the article; on a long page a round-up after its opening, or more articles of the site as chapters."""
+        """Return the article; on a long page with tables, a round-up after its opening, or others as chapters."""
         blocks = blocks_of(self.article.markdown)
         if self.random.random() >= self.site.facts.long:
             return blocks
+        if self.tables and self.random.random() < TABLED:
+            opening = self.random.randint(1, len(blocks))
+            tables = self.random.sample(self.tables, min(self.random.choice([1, 1, 2, 3, 4]), len(self.tables)))
+            within = [block for table in tables for block in blocks_of_table(table, self.random)]
+            return blocks[:opening] + within + blocks[opening:]
         if self.roundups and self.random.random() < ROUNDED_UP:
             blocks = blocks[: self.random.randint(1, 3)]
             count = min(self.random.choice([1, 1, 1, 2, 3]), len(self.roundups))
