@@ -115,6 +115,19 @@ def test_frozen_layers_do_not_learn():
     assert any("encoder.layer.1." in name for name in learning)
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
+    experiment = tiny(f"fit.encoder_layers={depth}", "fit.epochs=1")
+    fit(experiment)
+    release(experiment)
+
+    encoder, name = load_saved(experiment.released).model.encoder, "embeddings.word_embeddings.weight"
+    assert len(encoder.encoder.layer) == depth
+    pretrained = load_file(Path(experiment.fit.encoder) / "model.safetensors")
+    assert torch.equal(encoder.state_dict()[name].float(), pretrained[name])
+    assert any(name.startswith("encoder.") for name in weights(experiment)) == (depth > 0)
+
+
 def test_norms_are_computed_in_float32_where_all_else_is_in_bfloat16():
     experiment = tiny()
     network, kinds = network_of(experiment), []

@@ -147,6 +147,8 @@ class TransformerFit(Part):
     kind: Literal["transformer"]
     encoder: str = MINILM
     """A local folder or a hub id."""
+    encoder_layers: NonNegativeInt | None = None
+    """Layers of the encoder that are kept, the lowest ones; null keeps all, 0 its word vectors alone."""
     tuning: Literal["full", "lora", "heads"] = "full"
     """What of the encoder learns: all but the embeddings, low-rank updates of its linear layers, or nothing."""
     lora_rank: PositiveInt = 16

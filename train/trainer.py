@@ -85,9 +85,10 @@ class Fitting:
         """Return a network on the pretrained encoder, with what is not to learn frozen."""
         settings = self.settings
         set_seed(settings.seed)
+        depth = {} if settings.encoder_layers is None else {"num_hidden_layers": settings.encoder_layers}
         # Any dropout leaves the fast attention of the CPU: none in the encoder.
         encoder = AutoModel.from_pretrained(
-            self.encoder, dtype=torch.float32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+            self.encoder, dtype=torch.float32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **depth
         )
         config = CopydeskConfig(
             encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},
