@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -228,6 +229,9 @@ def apart() -> ForkServerContext:
     """Start processes that have the slow modules loaded already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "train.fit", "train.runs", "mlflow.server"])
+    with pytest.MonkeyPatch.context() as patch:  # all processes get the environment in which this one starts
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        forkserver.ensure_running()
     return context
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from copydesk.encode import TextEncoder, collate_pages
 from copydesk.saved import SavedModel, load_saved
-from train.config import Experiment, load_experiment
+from train.config import ConfigError, Experiment, load_experiment
 from train.fit import fit
 from train.loss import loss_of
 from train.metrics import label_confusion, labels_of, macro_f1
@@ -126,6 +126,23 @@ def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
     pretrained = load_file(Path(experiment.fit.encoder) / "model.safetensors")
     assert torch.equal(encoder.state_dict()[name].float(), pretrained[name])
     assert any(name.startswith("encoder.") for name in weights(experiment)) == (depth > 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["fit.encoder_layers=1", "fit.frozen_layers=2"], "encoder_layers keeps only 1"),
+        (["fit.encoder_layers=0", "fit.tuning=lora"], "leaves nothing to adapt"),
+    ],
+)
+def test_layers_that_are_not_there_cannot_be_frozen_or_adapted(settings: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        tiny(*settings)
+
+
+def test_an_encoder_keeps_no_more_layers_than_it_has():
+    with pytest.raises(ValueError, match=r"fit\.encoder_layers is 9, expected at most 2"):
+        network_of(tiny("fit.encoder_layers=9"))
 
 
 def test_norms_are_computed_in_float32_where_all_else_is_in_bfloat16():

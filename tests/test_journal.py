@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 from werkzeug.serving import make_server
 
 from train import runs, sender, tracking
@@ -190,6 +191,49 @@ def test_a_store_that_is_busy_at_the_very_end_is_asked_again(monkeypatch: pytest
 
     assert not busy
     assert not list(journals())
+    check_arrived()
+
+
+def test_a_run_whose_end_was_not_sent_in_time_is_continued_by_the_next_stage(monkeypatch: pytest.MonkeyPatch):
+    free, write = threading.Event(), sender.write
+
+    def write_when_free(*arguments, **keywords) -> None:
+        free.wait()
+        write(*arguments, **keywords)
+
+    monkeypatch.setattr(sender, "_STUCK", 0.1)
+    monkeypatch.setattr(sender, "write", write_when_free)
+    run = tracking.start_run(make_experiment(), watch_system=False)
+    for step in range(NUM_STEPS):
+        log_step(run, step)
+    run.finish()
+    assert list(journals())
+
+    monkeypatch.setattr(sender, "_STUCK", 60)
+    with tracking.continue_run(make_experiment()) as continued:
+        continued.log_text("done", "note.txt")
+        free.set()
+    assert not list(journals())
+    check_arrived()
+
+
+def test_a_run_is_not_lost_where_the_store_refuses_to_open_it(monkeypatch: pytest.MonkeyPatch):
+    refusals = [MlflowException("a fault of the database", error_code=BAD_REQUEST)]
+    opened = sender.open_run
+
+    def open_run_later(*arguments) -> str:
+        if refusals:
+            raise refusals.pop()
+        return opened(*arguments)
+
+    monkeypatch.setattr(sender, "open_run", open_run_later)
+    run = tracking.start_run(make_experiment(), watch_system=False)
+    for step in range(NUM_STEPS):
+        log_step(run, step)
+    run.log_text("done", "note.txt")
+    run.finish()
+    runs.replay()
+
     check_arrived()
 
 

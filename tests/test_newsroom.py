@@ -340,6 +340,7 @@ def test_spans_cover_the_characters_that_the_splitter_sees():
             "tides.yaml: it has neither months nor first",
         ),
         ("tables/tides.yaml", TABLE.replace("{:.1f} m", "{:d} m"), "tides.yaml"),
+        ("tables/tides.yaml", TABLE.replace("[3, 4]", "[4, 3]"), "count is .4, 3."),
         ("paywall/paywall-0.yaml", "pieces: [a]", "paywall-0.yaml: expected `places` and `pieces`"),
         ("paywall/paywall-0.yaml", "places: [under]\npieces: [a]", "unknown places"),
         ("paywall/paywall-0.yaml", "places: [top]\npieces: ['']", "piece 0 is empty"),

@@ -199,6 +199,15 @@ class TransformerFit(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _keeps_layers_to_freeze(self) -> "TransformerFit":
+        kept = self.encoder_layers
+        if kept is not None and self.frozen_layers > kept:
+            raise ValueError(f"frozen_layers is {self.frozen_layers}, encoder_layers keeps only {kept}")
+        if kept == 0 and self.tuning == "lora":
+            raise ValueError("encoder_layers is 0, which leaves nothing to adapt: set tuning to full")
+        return self
+
 
 class BaselineFit(Part):
     """Stage 2 with scikit-learn: TF-IDF and section features into logistic regression."""

@@ -11,6 +11,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,11 @@ def _link_or_copy(source: Path | str, target: Path | str) -> None:
 
 def journals(root: Path = ROOT) -> Iterator[Path]:
     """Yield the folders of all journals, oldest first; those of runs that stand under another one come last."""
-    found = (path.parent for path in root.glob(f"*/{_ENTRIES}"))
-    yield from sorted(found, key=lambda folder: (_has_parent(folder), folder.stat().st_ctime))
+    found = []
+    for path in root.glob(f"*/{_ENTRIES}"):
+        with suppress(FileNotFoundError):  # all was sent meanwhile
+            found.append((_has_parent(path.parent), path.parent.stat().st_ctime, path.parent))
+    yield from (folder for _, _, folder in sorted(found))
 
 
 def _has_parent(folder: Path) -> bool:

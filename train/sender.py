@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from copydesk.registry import tracking_uri
@@ -50,7 +50,7 @@ def send_all(journal: Journal, *, uri: str = "") -> int:
             else:
                 write(store, journal.run_id, entry, files=journal.folder)
         except Exception as error:
-            if not is_refusal(error):
+            if not is_refusal(error) or entry["kind"] == "open":  # without a run all else would be lost
                 raise
             if len(entries) > 1:  # find out which
                 for one in entries:
@@ -105,8 +105,8 @@ class Sender(threading.Thread):
         """Send until the end; what cannot be sent waits on disk."""
         pause, num_busy = 1.0, 0
         while True:
-            ending = self._ending.is_set()
             self._more.clear()
+            ending = self._ending.is_set()  # after the line above: else the end may be slept through
             began = time.monotonic()
             try:
                 if self.journal.waiting():
@@ -151,6 +151,12 @@ class Sender(threading.Thread):
             time.sleep(0.01)
         return not self.journal.waiting()
 
+    def go_on(self) -> bool:
+        """Take `finish` back; tell whether the thread is still there."""
+        self._ending.clear()
+        self.join(0.1)  # it may be about to end
+        return self.is_alive()
+
     def finish(self) -> None:
         """Send what can be sent, and stop."""
         self._ending.set()
@@ -162,14 +168,22 @@ class Sender(threading.Thread):
                 sent, since = self.journal.num_sent, time.monotonic()
 
 
-def replay(root: Path = ROOT) -> tuple[int, int]:
-    """Send what waits in all journals; return how many entries were sent and how many wait still."""
+def replay(root: Path = ROOT, *, wanted: Callable[[Entry], bool] = lambda _: True) -> tuple[int, int]:
+    """Send what waits in journals; return how many entries were sent and how many wait still.
+
+    Args:
+        root: folder of all journals.
+        wanted: tells of a journal's first entry whether it is to be sent.
+    """
     num_sent = num_waiting = 0
     for folder in journals(root):
         try:
             journal = Journal(folder)
         except JournalError as error:
             log.warning("%s", error)
+            continue
+        if not journal.entries or not wanted(journal.entries[0]):
+            journal.close()
             continue
         before = len(journal.waiting())
         try:

@@ -28,7 +28,8 @@ from train.fit import fit, hashes_of_what_is_read
 from train.metrics import bootstrap
 from train.prepare import prepare
 from train.release import release
-from train.study import Pruning, StudyError, open_study, run_trials, suggest
+from train.sender import replay
+from train.study import FINISHED, Pruning, StudyError, open_study, run_trials, suggest
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def search(experiment: Experiment, *, num_trials: int, storage: str = STORAGE) -
 
     with tracking.parent_run(experiment, parent, title=study.study_name) as run:
         run.flush()  # the trials' runs wait for it
+        _send_what_is_left(experiment, study)
         for num_finished in run_trials(study, objective, total=num_trials, sweep=space):
             _log_best(experiment, study, run, num_finished=num_finished)
     return _best(study)
@@ -78,11 +80,12 @@ def repeat(experiment: Experiment, *, num_seeds: int, storage: str = STORAGE) ->
         study.enqueue_trial({SEED: seed}, skip_if_exists=True)
 
     def objective(trial: optuna.Trial) -> float:
-        seed = trial.suggest_int(SEED, 0, 2**31 - 1)
+        seed = trial.suggest_int(SEED, experiment.fit.seed, experiment.fit.seed + num_seeds - 1)
         return _score(_trial(experiment, trial.number, {SEED: seed}, parent=parent), trial)
 
     with tracking.parent_run(experiment, parent, title=study.study_name) as run:
         run.flush()
+        _send_what_is_left(experiment, study)
         for num_finished in run_trials(study, objective, total=num_seeds, sweep=None):
             log.info("%d of %d seeds", num_finished, num_seeds)
         numbers = spread([trial.user_attrs[_SCORES] for trial in study.get_trials(states=(TrialState.COMPLETE,))])
@@ -129,6 +132,14 @@ def _open(experiment: Experiment, name: str, *, storage: str) -> tuple[optuna.St
     if _PARENT not in study.user_attrs:
         study.set_user_attr(_PARENT, uuid.uuid4().hex)
     return study, study.user_attrs[_PARENT]
+
+
+def _send_what_is_left(experiment: Experiment, study: optuna.Study) -> None:
+    """Send what finished trials logged in a process that died before all was sent."""
+    parent = study.user_attrs[_PARENT]
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    titles = {_trial(experiment, trial.number, trial.params, parent=parent).title for trial in finished}
+    replay(wanted=lambda entry: entry.get("parent") == parent and entry["name"] in titles)
 
 
 def _trial(experiment: Experiment, number: int, values: Mapping[str, Any], *, parent: str) -> Trial:

@@ -94,8 +94,9 @@ def parent_run(experiment: Experiment, name: str, *, title: str) -> "Run":
 def _open(
     experiment: Experiment, name: str, *, run_id: str = "", title: str = "", source: str = "train/fit.py"
 ) -> "Run":
+    left = _left.pop(name, None)
     try:
-        journal = Journal(ROOT / name)
+        journal = left.journal if left else Journal(ROOT / name)
         tags = {"kind": experiment.fit.kind, SOURCE_NAME: source, SOURCE_TYPE: "LOCAL", **git_tags()}
         record = _record(experiment).as_posix()
         about = {"run_id": run_id, "journal": name, "name": title or experiment.title, "tags": tags}
@@ -106,13 +107,17 @@ def _open(
     except OSError as error:
         log.warning("nothing is logged: %s", error)
         return Run(None)
-    return Run(journal)
+    return Run(journal, left)
+
+
+_left: dict[str, Sender] = {}
+"""By journal: what was still sending when its run ended, and goes on when the run is continued."""
 
 
 class Run:
     """One run. To log never fails and never waits for the store."""
 
-    def __init__(self, journal: Journal | None) -> None:
+    def __init__(self, journal: Journal | None, sender: Sender | None = None) -> None:
         """Use `start_run` or `continue_run`; without a journal nothing is logged."""
         self._journal = journal
         self._ended_id = ""
@@ -120,7 +125,10 @@ class Run:
         self._watch: Watch | None = None
         self._known: set[tuple[str, int]] = set()
         self._failed = False
-        if journal:
+        if journal and sender and sender.go_on():
+            self._sender = sender
+            sender.wake()
+        elif journal:
             self._sender = Sender(journal)
             self._sender.start()
 
@@ -220,7 +228,9 @@ class Run:
         if self._sender and self._journal:
             self._sender.finish()
             self._ended_id = self._journal.run_id
-            if not self._sender.is_alive():
+            if self._sender.is_alive():
+                _left[self._journal.folder.name] = self._sender
+            else:
                 self._journal.close()
         self._journal = self._sender = self._watch = None
 

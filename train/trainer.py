@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     EarlyStoppingCallback,
     Trainer,
@@ -85,10 +86,16 @@ class Fitting:
         """Return a network on the pretrained encoder, with what is not to learn frozen."""
         settings = self.settings
         set_seed(settings.seed)
-        depth = {} if settings.encoder_layers is None else {"num_hidden_layers": settings.encoder_layers}
+        depth, kept = AutoConfig.from_pretrained(self.encoder).num_hidden_layers, settings.encoder_layers
+        if kept is not None and kept > depth:
+            raise ValueError(f"fit.encoder_layers is {kept}, expected at most {depth}: {settings.encoder} has no more")
         # Any dropout leaves the fast attention of the CPU: none in the encoder.
         encoder = AutoModel.from_pretrained(
-            self.encoder, dtype=torch.float32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **depth
+            self.encoder,
+            dtype=torch.float32,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_hidden_layers=depth if kept is None else kept,
         )
         config = CopydeskConfig(
             encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},

@@ -1,6 +1,6 @@
 """What users may expect of the model that the repository ships: minimum functions (CheckList style).
 
-Each case shows a section in a page around it, and says its label. At least 95 of 100 are to be right.
+Each case shows a page, and says the labels of some of its sections. A case is right if all of them are.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from copydesk.predictor import Predictor
 from tests.model.pages import BODY, HEADLINE, labels_of, page_with, paragraphs
 
-LEAST_RIGHT = 0.95
+LEAST_RIGHT, LEAST_RIGHT_OF_A_KIND = 0.95, 0.8
 
 
 class Case(NamedTuple):
@@ -192,17 +192,19 @@ def bodies() -> Iterator[Case]:
     )
 
 
-def test_at_least_95_of_100_sections_are_what_they_are(desk: Predictor):
-    cases = [*paywalls(), *furniture(), *sponsored(), *bodies()]
-    pages = desk.predict([case.html for case in cases])
-    wrong = []
-    for case, page in zip(cases, pages, strict=True):
-        found = labels_of(page)
-        if missed := {text: found.get(text) for text, label in case.expected.items() if found.get(text) != label}:
-            wrong.append(f"{case.name}: {missed}")
+def test_at_least_95_of_100_cases_are_right_and_80_of_each_kind(desk: Predictor):
+    num_cases, wrong = 0, []
+    for kind in (paywalls, furniture, sponsored, bodies):
+        cases, wrong_of_kind = list(kind()), []
+        for case, page in zip(cases, desk.predict([case.html for case in cases]), strict=True):
+            found = labels_of(page)
+            if missed := {text: found.get(text) for text, label in case.expected.items() if found.get(text) != label}:
+                wrong_of_kind.append(f"{case.name}: {missed}")
+        assert 1 - len(wrong_of_kind) / len(cases) >= LEAST_RIGHT_OF_A_KIND, "\n".join(wrong_of_kind)
+        num_cases, wrong = num_cases + len(cases), wrong + wrong_of_kind
 
-    assert len(cases) >= 70
-    assert 1 - len(wrong) / len(cases) >= LEAST_RIGHT, "\n".join(wrong)
+    assert num_cases >= 70
+    assert 1 - len(wrong) / num_cases >= LEAST_RIGHT, "\n".join(wrong)
 
 
 def test_a_headline_is_found_and_the_article_filed(desk: Predictor):

@@ -62,6 +62,8 @@ def read_tables(folder: Path) -> list[Table]:
             table = Table.model_validate(yaml.safe_load(path.read_text("utf-8")))
             for column in table.columns.values():
                 column.cell(Random(0))  # noqa: S311 (to see that it can be shown)
+            if table.count[0] > table.count[1]:
+                raise ValueError(f"count is {table.count}, expected the least number of rows, then the most")
             if not table.months and not table.first:
                 raise ValueError("it has neither months nor first, expected one of them: what a row is called")
         except (yaml.YAMLError, ValidationError, ValueError, IndexError, KeyError) as error:
@@ -71,7 +73,7 @@ def read_tables(folder: Path) -> list[Table]:
 
 
 MAX_CELLS = 600
-"""Of one table."""
+"""Of one table, ranks and repeated heads not counted."""
 _MONTHS = ("{:%m/%d/%Y}", "{:%b %Y}", "{:%B %Y}", "{:%Y-%m}", "{:%d.%m.%Y}")
 
 
