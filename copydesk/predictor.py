@@ -99,7 +99,7 @@ def tune_malloc() -> None:
 class Predictor:
     """Reads pages. Make one with `copydesk.load`.
 
-    It may be used from one thread at a time; only `prepare` may run in others meanwhile.
+    Several threads may use it at once.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class PageReader(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder that was packaged."""
         self._predictor = copydesk.load(context.artifacts[ARTIFACT])
-        self._lock = Lock()  # MLflow's server calls from several threads
+        self._lock = Lock()  # several threads of MLflow's server would only fight for the cores
 
     def predict(  # MLflow knows the arguments by these names
         self,

@@ -6,6 +6,9 @@ runs on the event loop, so that no lock is needed.
 The page that waited longest goes first, and takes along whoever still fits. A page above the budget goes alone, and
 after it those within the budget go first: so a small page waits for one huge page at most. Huge pages are also split
 in a thread of their own.
+
+Several batches may be read at once, in lanes that share the processor's threads: what one does in Python, the network
+of another one fills.
 """
 
 import asyncio
@@ -15,8 +18,9 @@ import time
 from bisect import insort
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
+
+import torch
 
 from copydesk.page import FailedPage, Page
 from copydesk.predictor import Document, Predictor, PreparedPage
@@ -70,6 +74,8 @@ class Batcher:
     meters: Meters
     batch_tokens: int
     max_waiting: int
+    lanes: int = 1
+    """Batches that are read at once."""
     pace: Pace = field(default_factory=Pace)
     num_waiting: int = 0
     """Pages accepted and not yet answered."""
@@ -79,16 +85,19 @@ class Batcher:
         self._ready: list[_Waiting] = []
         self._last_was_huge = False
         self._wake, self._left = asyncio.Event(), asyncio.Event()
-        self._model = ThreadPoolExecutor(1, "model")
+        self._model = ThreadPoolExecutor(self.lanes, "model")
+        self._free = asyncio.Semaphore(self.lanes)
+        self._reading: set[asyncio.Task[None]] = set()
+        self._threads = torch.get_num_threads()
         self._splitters = ThreadPoolExecutor(SPLITTERS, "split")
         self._huge_splitter = ThreadPoolExecutor(1, "split-huge")
         self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         """Stop reading; what is still waiting is never answered."""
-        self._running.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._running
+        for task in (self._running, *self._reading):
+            task.cancel()
+        await asyncio.gather(self._running, *self._reading, return_exceptions=True)
         for executor in (self._splitters, self._huge_splitter, self._model):
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -153,12 +162,20 @@ class Batcher:
 
     async def _run(self) -> None:
         while True:
+            await self._free.acquire()
             await self._wake.wait()
-            batch = self._next_batch()
-            if not batch:
+            while not (batch := self._next_batch()):
                 self._wake.clear()
-                continue
-            await self._read_batch(batch)
+                await self._wake.wait()
+            task = asyncio.create_task(self._read_batch(batch))
+            self._reading.add(task)
+            task.add_done_callback(self._end_batch)
+
+    def _end_batch(self, task: asyncio.Task[None]) -> None:
+        self._reading.discard(task)
+        self._free.release()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a batch was not answered", exc_info=error)
 
     def _next_batch(self) -> list[_Waiting]:
         """Take the next batch out of the queue: the page that waited longest, and whoever still fits."""
@@ -171,7 +188,8 @@ class Batcher:
             if not batch or (fits and waiting.predictor is batch[0].predictor):
                 batch.append(waiting)
                 tokens += waiting.prepared.num_tokens
-        self._last_was_huge = tokens > self.batch_tokens
+        if batch:
+            self._last_was_huge = tokens > self.batch_tokens
         chosen = set(map(id, batch))
         self._ready = [waiting for waiting in self._ready if id(waiting) not in chosen]
         return batch
@@ -182,12 +200,13 @@ class Batcher:
         loop = asyncio.get_running_loop()
         rows: Sequence[Page | FailedPage]
         try:
-            rows = await loop.run_in_executor(self._model, batch[0].predictor.read_batch, pages)
+            threads = max(1, self._threads // len(self._reading))
+            rows = await loop.run_in_executor(self._model, _read, batch[0].predictor, pages, threads)
         except Exception as error:  # read_batch finds out which page it was, so this is none's
             log.exception("a batch failed")
             rows = [FailedPage(source=None, error=f"the model failed ({type(error).__name__})")] * len(pages)
         seconds = time.monotonic() - started
-        self.pace.note(pages=len(pages), seconds=seconds)
+        self.pace.note(pages=len(pages) * self.lanes, seconds=seconds)
         self.meters.count_batch(pages=len(pages), tokens=sum(page.num_tokens for page in pages), seconds=seconds)
         for waiting, row in zip(batch, rows, strict=True):
             if waiting.answer.done():
@@ -196,3 +215,8 @@ class Batcher:
                 waiting.answer.set_result(row)
             else:
                 waiting.answer.set_exception(BrokenPageError(row.error))
+
+
+def _read(predictor: Predictor, pages: Sequence[PreparedPage], threads: int) -> Sequence[Page | FailedPage]:
+    torch.set_num_threads(threads)  # for what this thread begins
+    return predictor.read_batch(pages)

@@ -73,6 +73,7 @@ def serve(  # noqa: PLR0913 (an argument an option)
     batch_tokens: Annotated[
         int, _limit("batch-tokens", "Tokens that the network reads at once.")
     ] = _DEFAULT.batch_tokens,
+    lanes: Annotated[int, _limit("lanes", "Batches read at once; they share the cores.")] = _DEFAULT.lanes,
     timeout: Annotated[float, _time("timeout", "To answer a request; after it 503.")] = _DEFAULT.timeout,
     read_timeout: Annotated[
         float, _time("read-timeout", "For a request to arrive; after it 408.")
@@ -100,6 +101,7 @@ def serve(  # noqa: PLR0913 (an argument an option)
             max_held=max_held,
             max_connections=max_connections,
             batch_tokens=batch_tokens,
+            lanes=lanes,
             stream_window=min(_DEFAULT.stream_window, max_waiting),
             timeout=timeout,
             read_timeout=read_timeout,

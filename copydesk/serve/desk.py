@@ -33,7 +33,11 @@ class Desk:
         self.meters = Meters()
         self.held = Held(settings.max_held, self.meters)
         self.batcher = Batcher(
-            predictor, self.meters, batch_tokens=settings.batch_tokens, max_waiting=settings.max_waiting
+            predictor,
+            self.meters,
+            batch_tokens=settings.batch_tokens,
+            max_waiting=settings.max_waiting,
+            lanes=settings.lanes,
         )
         self.closing = asyncio.Event()
         """Set when the service is about to end: it finishes what it accepted."""

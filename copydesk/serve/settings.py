@@ -30,6 +30,8 @@ class Settings:
     """Open at once; a connection above gets 503."""
     batch_tokens: int = 16_384
     """Budget of one batch of the network; a page above it makes a batch of its own."""
+    lanes: int = 2
+    """Batches that are read at once; they share the processor's threads."""
     stream_window: int = 32
     """Pages of one stream that wait at once: beyond them its lines are not read."""
     timeout: float = 60

@@ -34,10 +34,15 @@ class Gated:
 
 
 def run(
-    predictor, scenario: Callable[[Batcher], Awaitable[None]], *, batch_tokens: int = 10_000, max_waiting: int = 100
+    predictor,
+    scenario: Callable[[Batcher], Awaitable[None]],
+    *,
+    batch_tokens: int = 10_000,
+    max_waiting: int = 100,
+    lanes: int = 1,
 ) -> None:
     async def main() -> None:
-        batcher = Batcher(predictor, Meters(), batch_tokens=batch_tokens, max_waiting=max_waiting)
+        batcher = Batcher(predictor, Meters(), batch_tokens=batch_tokens, max_waiting=max_waiting, lanes=lanes)
         batcher.start()
         try:
             async with asyncio.timeout(60):
@@ -87,6 +92,31 @@ def test_pages_that_wait_together_are_read_in_one_batch(predictor):
 
     run(gated, scenario)
     assert [len(batch) for batch in gated.batches] == [1, 3]
+
+
+def test_lanes_read_batches_at_once_and_no_more_than_they_are(predictor):
+    gated = Gated(predictor)
+
+    async def scenario(batcher):
+        tasks = [await occupy(batcher, gated), await occupy(batcher, gated)]
+        tasks += batcher.accept([SMALL])
+        await until(lambda: len(batcher._ready) == 1)
+        await asyncio.sleep(0.02)
+        assert not gated.began.acquire(blocking=False)
+        gated.go.release(3)
+        await asyncio.gather(*tasks)
+
+    run(gated, scenario, lanes=2)
+    assert gated.batches == [["minister"], ["minister"], ["goal"]]
+
+
+def test_pages_that_are_read_at_once_get_the_answers_that_they_get_alone(predictor):
+    documents = [one(" ".join(["minister said", "goal"][i % 2 :] * (1 + i % 7))) for i in range(60)]
+
+    async def scenario(batcher):
+        assert await asyncio.gather(*batcher.accept(documents)) == [predictor.predict([one])[0] for one in documents]
+
+    run(predictor, scenario, batch_tokens=30, lanes=4)
 
 
 def test_the_page_that_waited_longest_goes_first_and_takes_along_who_fits(predictor):
