@@ -106,9 +106,6 @@ NUM_GROUPS = 6
 """Groups of sites and families: test, validation and the other folds of the usual five take one each."""
 
 
-LONG, CARDED = 40, 0.4
-"""Blocks from which a page is long, and the share of long pages with advertising that show a product card every few
-blocks, as reviews with affiliate links do."""
 MAX_CHAPTERS = 8
 """Articles that follow the first one on a long page."""
 TABLED = 0.35
@@ -241,13 +238,9 @@ class Composer:
 
     def _plan_sponsored(self) -> None:
         draw = self.random.random
-        family = self._family("sponsored", ["inline"])
-        if family and len(self.blocks) > LONG and draw() < CARDED:
-            every = self.random.randint(3, 12)
-            for i in range(every, len(self.blocks) - 1, every):
-                self.inline.setdefault(i, []).append(self._filled(self.random.choice(family.pieces)))
-        elif draw() < 0.6:
-            times = self.random.choice([1, 1, 2, 3, 5]) * (1 + len(self.blocks) // LONG)
+        if draw() < 0.6:
+            family = self._family("sponsored", ["inline"])
+            times = self.random.choice([1, 1, 2, 3, 5]) * (1 + len(self.blocks) // 40)
             self._add(family, place="inline", times=times)
         if draw() < 0.35:
             for _ in range(self.random.choice([1, 1, 2])):
