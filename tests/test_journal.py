@@ -100,6 +100,14 @@ def log_step(run: tracking.Run, step: int) -> None:
     run.log_metrics({"train/loss": 1 / (step + 1), "train/learning_rate": 0.1}, step)
 
 
+def logged_run() -> tracking.Run:
+    """Start a run and log all its steps."""
+    run = tracking.start_run(make_experiment(), watch_system=False)
+    for step in range(NUM_STEPS):
+        log_step(run, step)
+    return run
+
+
 def check_arrived() -> None:
     """Find each row of the one run once."""
     store, experiment_id = connect()
@@ -181,9 +189,7 @@ def test_a_store_that_is_busy_at_the_very_end_is_asked_again(monkeypatch: pytest
 
     ending: list[bool] = []
     monkeypatch.setattr(sender, "write", write_when_free)
-    run = tracking.start_run(make_experiment(), watch_system=False)
-    for step in range(NUM_STEPS):
-        log_step(run, step)
+    run = logged_run()
     run.log_text("done", "note.txt")
     run.flush()
     ending.append(True)
@@ -203,9 +209,7 @@ def test_a_run_whose_end_was_not_sent_in_time_is_continued_by_the_next_stage(mon
 
     monkeypatch.setattr(sender, "_STUCK", 0.1)
     monkeypatch.setattr(sender, "write", write_when_free)
-    run = tracking.start_run(make_experiment(), watch_system=False)
-    for step in range(NUM_STEPS):
-        log_step(run, step)
+    run = logged_run()
     run.finish()
     assert list(journals())
 
@@ -227,9 +231,7 @@ def test_a_run_is_not_lost_where_the_store_refuses_to_open_it(monkeypatch: pytes
         return opened(*arguments)
 
     monkeypatch.setattr(sender, "open_run", open_run_later)
-    run = tracking.start_run(make_experiment(), watch_system=False)
-    for step in range(NUM_STEPS):
-        log_step(run, step)
+    run = logged_run()
     run.log_text("done", "note.txt")
     run.finish()
     runs.replay()
@@ -238,9 +240,7 @@ def test_a_run_is_not_lost_where_the_store_refuses_to_open_it(monkeypatch: pytes
 
 
 def test_what_was_sent_but_not_noted_is_not_there_twice_when_sent_again(tiny_model: Path):
-    run = tracking.start_run(make_experiment(), watch_system=False)
-    for step in range(NUM_STEPS):
-        log_step(run, step)
+    run = logged_run()
     run.log_text("done", "note.txt")
     run.log_model(tiny_model, example="news", register=True)
     assert run.flush()

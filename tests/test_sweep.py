@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 from mlflow.entities import Run as StoredRun
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from train import study as study_module
@@ -58,7 +59,7 @@ def search_and_die(folder: Path) -> None:
 
 
 def test_a_sweep_that_is_killed_and_resumed_finishes_all_trials_once(
-    workplace: Path, apart: ForkServerContext, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, apart: ForkServerContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     killed = apart.Process(target=search_and_die, args=(workplace,))
     killed.start()
@@ -82,6 +83,7 @@ def test_a_sweep_that_is_killed_and_resumed_finishes_all_trials_once(
     assert parent.info.status == "FINISHED"
     said = Path("output.txt").read_text("utf-8")
     assert [run.info.status for run in below] == ["FINISHED", "FAILED", "FINISHED", "FINISHED"], said
+    assert "open in another process" not in caplog.text
     assert parent.data.metrics["validation/macro_f1"] == best.value == max(trial.value for trial in finished)
     assert [path.name for path in Path("models/tiny/sweep").iterdir()] == ["best.yaml"]
     written = load_experiment("models/tiny/sweep/best.yaml")
@@ -175,6 +177,20 @@ def test_values_that_do_not_go_together_are_passed_over(workplace: Path, caplog:
     with pytest.raises(optuna.TrialPruned, match="window_overlap must be smaller"):
         sweep._trial(load_experiment("tiny.yaml"), 7, values, parent="")
     assert "trial 7 is passed over" in caplog.text
+
+
+def test_a_sweep_that_passed_values_over_is_resumed(workplace: Path):
+    settings = (
+        "{fit.network.window_sections: {choices: [300, 1024]}, fit.network.window_overlap: {choices: [256, 900]}}"
+    )
+    experiment = load_experiment("tiny.yaml", [f"sweep={{settings: {settings}}}"])
+    study, _ = sweep._open(experiment, "tiny-sweep", storage=sweep.STORAGE)
+    values = {"fit.network.window_sections": 300, "fit.network.window_overlap": 900}
+    spaces = {name: CategoricalDistribution(experiment.sweep.settings[name].choices) for name in values}
+    study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED, params=values, distributions=spaces))
+
+    assert sweep.search(experiment, num_trials=1) is None
+    assert len(trials_of("tiny-sweep")) == 1
 
 
 def test_a_sweep_that_cannot_be_is_refused_with_what_to_do(workplace: Path, monkeypatch: pytest.MonkeyPatch):

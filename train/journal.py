@@ -125,11 +125,17 @@ def journals(root: Path = ROOT) -> Iterator[Path]:
     found = []
     for path in root.glob(f"*/{_ENTRIES}"):
         with suppress(FileNotFoundError):  # all was sent meanwhile
-            found.append((_has_parent(path.parent), path.parent.stat().st_ctime, path.parent))
+            found.append(("parent" in first_entry(path.parent), path.parent.stat().st_ctime, path.parent))
     yield from (folder for _, _, folder in sorted(found))
 
 
-def _has_parent(folder: Path) -> bool:
+def first_entry(folder: Path) -> Entry:
+    """Return what a journal begins with, in which its run is described; nothing where that was not written whole.
+
+    Raises:
+        FileNotFoundError: it is not there any more.
+    """
     with (folder / _ENTRIES).open("rb") as file:
         first = file.readline()
-    return first.endswith(b"\n") and "parent" in json.loads(first)
+    entry: Entry = json.loads(first) if first.endswith(b"\n") else {}
+    return entry

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from copydesk.registry import tracking_uri
 from train.checkpoints import write_whole
-from train.journal import ROOT, Entry, Journal, JournalError, journals
+from train.journal import ROOT, Entry, Journal, JournalError, first_entry, journals
 from train.store import connect, is_busy, is_refusal, open_run, write
 
 log = logging.getLogger(__name__)
@@ -173,17 +173,18 @@ def replay(root: Path = ROOT, *, wanted: Callable[[Entry], bool] = lambda _: Tru
 
     Args:
         root: folder of all journals.
-        wanted: tells of a journal's first entry whether it is to be sent.
+        wanted: tells of a journal's first entry whether it is to be sent; others are not even opened.
     """
     num_sent = num_waiting = 0
     for folder in journals(root):
         try:
+            if not wanted(first_entry(folder)):
+                continue
             journal = Journal(folder)
+        except FileNotFoundError:  # another process has sent it
+            continue
         except JournalError as error:
             log.warning("%s", error)
-            continue
-        if not journal.entries or not wanted(journal.entries[0]):
-            journal.close()
             continue
         before = len(journal.waiting())
         try:

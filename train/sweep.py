@@ -138,8 +138,12 @@ def _send_what_is_left(experiment: Experiment, study: optuna.Study) -> None:
     """Send what finished trials logged in a process that died before all was sent."""
     parent = study.user_attrs[_PARENT]
     finished = study.get_trials(deepcopy=False, states=FINISHED)
-    titles = {_trial(experiment, trial.number, trial.params, parent=parent).title for trial in finished}
+    titles = {f"{experiment.name}-{_name(trial.number, trial.params)}" for trial in finished}
     replay(wanted=lambda entry: entry.get("parent") == parent and entry["name"] in titles)
+
+
+def _name(number: int, values: Mapping[str, Any]) -> str:
+    return f"seed-{values[SEED]}" if set(values) == {SEED} else f"trial-{number}"
 
 
 def _trial(experiment: Experiment, number: int, values: Mapping[str, Any], *, parent: str) -> Trial:
@@ -149,9 +153,8 @@ def _trial(experiment: Experiment, number: int, values: Mapping[str, Any], *, pa
         TrialPruned: each value is possible, but not all together.
     """
     content = with_settings(experiment, {**values, "release.register_model": False})
-    name = f"seed-{values[SEED]}" if set(values) == {SEED} else f"trial-{number}"
     try:
-        return Trial.model_validate({**content, "trial": name, "parent": parent})
+        return Trial.model_validate({**content, "trial": _name(number, values), "parent": parent})
     except ValidationError as error:
         faults = "; ".join(fault["msg"] for fault in error.errors())
         log.warning("trial %d is passed over, its values %s do not go together: %s", number, dict(values), faults)

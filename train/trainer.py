@@ -86,8 +86,8 @@ class Fitting:
         """Return a network on the pretrained encoder, with what is not to learn frozen."""
         settings = self.settings
         set_seed(settings.seed)
-        depth, kept = AutoConfig.from_pretrained(self.encoder).num_hidden_layers, settings.encoder_layers
-        if kept is not None and kept > depth:
+        kept = settings.encoder_layers
+        if kept is not None and kept > (depth := AutoConfig.from_pretrained(self.encoder).num_hidden_layers):
             raise ValueError(f"fit.encoder_layers is {kept}, expected at most {depth}: {settings.encoder} has no more")
         # Any dropout leaves the fast attention of the CPU: none in the encoder.
         encoder = AutoModel.from_pretrained(
@@ -95,7 +95,7 @@ class Fitting:
             dtype=torch.float32,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            num_hidden_layers=depth if kept is None else kept,
+            **({} if kept is None else {"num_hidden_layers": kept}),
         )
         config = CopydeskConfig(
             encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},

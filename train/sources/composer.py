@@ -28,10 +28,11 @@ from train.sources.newsroom import (
     Place,
     Site,
     blocks_of,
+    read_folder,
 )
 from train.sources.pages import AnnotatedPage, Annotation, classes_of
-from train.sources.roundups import Roundup, blocks_of_roundup, read_roundups
-from train.sources.tables import Table, blocks_of_table, read_tables
+from train.sources.roundups import Roundup, blocks_of_roundup
+from train.sources.tables import Table, blocks_of_table
 from train.sources.variation import reshaped, retagged
 
 
@@ -42,8 +43,8 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
         NewsroomError: a file of the corpus cannot be used.
     """
     newsroom = Newsroom(source.newsroom, topics)
-    roundups = read_roundups(source.newsroom / "roundups")
-    tables = read_tables(source.newsroom / "tables")
+    roundups = read_folder(source.newsroom / "roundups", Roundup)
+    tables = read_folder(source.newsroom / "tables", Table)
     for number in range(source.num_pages):
         place = number % len(newsroom.sites)
         copy = number // len(newsroom.sites)

@@ -5,11 +5,11 @@ Knows front matter, Markdown, YAML and what makes a file unusable; knows nothing
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import jinja2
 import yaml
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from copydesk.labels import TopicList
 
+Content = TypeVar("Content", bound=BaseModel)
 Place = Literal["top", "badge", "above", "inline", "cut", "after", "side", "bottom"]
 Wall = Literal["none", "meter", "hard", "registration", "donation", "freemium"]
 PIECE_LABELS = ("paywall", "sponsored", "boilerplate")
@@ -99,6 +100,31 @@ class Block:
     items: list[Markup] = field(default_factory=list)
     rows: list[list[Markup]] = field(default_factory=list)
 
+    @classmethod
+    def heading(cls, text: str) -> "Block":
+        """Return a subhead."""
+        return cls("h2", html=Markup.escape(text))
+
+    @classmethod
+    def paragraph(cls, text: str) -> "Block":
+        """Return a paragraph of plain text."""
+        return cls("p", html=Markup.escape(text))
+
+    @classmethod
+    def strong(cls, text: str) -> "Block":
+        """Return a paragraph in bold, as pages without subheads have them."""
+        return cls("p", html=Markup("<strong>{}</strong>").format(text))
+
+    @classmethod
+    def bullets(cls, items: Iterable[str]) -> "Block":
+        """Return a list."""
+        return cls("ul", items=[Markup.escape(item) for item in items])
+
+    @classmethod
+    def table(cls, rows: Iterable[Sequence[str]]) -> "Block":
+        """Return a table; its first row is the head."""
+        return cls("table", rows=[[Markup.escape(cell) for cell in row] for row in rows])
+
 
 _LINE_KINDS: dict[str, Literal["title", "item", "button", "small"]] = {
     "# ": "title",
@@ -141,6 +167,21 @@ def _read_article(path: Path, topics: TopicList) -> Article:
         return Article.model_validate(content | {"slug": path.stem, "markdown": markdown})
     except (yaml.YAMLError, AttributeError, ValidationError) as error:
         raise NewsroomError(f"{path}: the front matter cannot be read: {error}") from error
+
+
+def read_folder(folder: Path, kind: type[Content]) -> list[Content]:
+    """Read the YAML files of a folder, in the order of their names.
+
+    Raises:
+        NewsroomError: a file cannot be used.
+    """
+    contents = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            contents.append(kind.model_validate(yaml.safe_load(path.read_text("utf-8"))))
+        except (yaml.YAMLError, ValidationError) as error:
+            raise NewsroomError(f"{path}: {error}") from error
+    return contents
 
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")

@@ -1,17 +1,15 @@
 """Round-ups of the newsroom corpus: guides whose body is names, facts, lists and tables more than running text.
 
-Knows their files and the shapes that blogs give them; knows nothing of sites or labels.
+Knows what is in a file and the shapes that blogs give them; knows nothing of sites or labels.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from random import Random
 
-import yaml
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from train.sources.newsroom import Block, NewsroomError
+from train.sources.newsroom import Block
 
 
 class Entry(BaseModel):
@@ -49,21 +47,6 @@ class Roundup(BaseModel):
     closing: list[str]
 
 
-def read_roundups(folder: Path) -> list[Roundup]:
-    """Read all round-ups of a folder, in the order of their names.
-
-    Raises:
-        NewsroomError: a file cannot be used.
-    """
-    roundups = []
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            roundups.append(Roundup.model_validate(yaml.safe_load(path.read_text("utf-8"))))
-        except (yaml.YAMLError, ValidationError) as error:
-            raise NewsroomError(f"{path}: {error}") from error
-    return roundups
-
-
 _JUDGEMENTS = (
     ("Pros", "Cons"),
     ("Pros:", "Cons:"),
@@ -81,34 +64,23 @@ def blocks_of_roundup(roundup: Roundup, random: Random) -> list[Block]:
     shape = _Shape(random)
     table = [_table(entries)] if entries[0].facts and random.random() < 0.5 else []
     above = random.random() < 0.5
-    blocks = [_text("h2", roundup.title), *map(_paragraph, roundup.intro), *(table if above else ())]
+    blocks = [Block.heading(roundup.title), *map(Block.paragraph, roundup.intro), *(table if above else ())]
     if random.random() < 0.4:
-        blocks.append(Block("ul", items=[Markup.escape(shape.listed(entry)) for entry in entries]))
+        blocks.append(Block.bullets(shape.listed(entry) for entry in entries))
     for number, entry in enumerate(entries, 1):
         blocks += shape.entry(entry, number)
     blocks += () if above else table
     if random.random() < 0.6:
-        blocks.append(_text("h2", random.choice(["Frequently asked questions", "FAQ", "Your questions", "Questions"])))
-        blocks += [block for item in roundup.faq for block in (shape.label(item.q), _paragraph(item.a))]
-    return blocks + [_paragraph(text) for text in roundup.closing]
-
-
-def _text(kind: str, text: str) -> Block:
-    return Block("h2" if kind == "h2" else "p", html=Markup.escape(text))
-
-
-def _paragraph(text: str) -> Block:
-    return _text("p", text)
-
-
-def _strong(text: str) -> Block:
-    return Block("p", html=Markup("<strong>{}</strong>").format(text))
+        blocks.append(
+            Block.heading(random.choice(["Frequently asked questions", "FAQ", "Your questions", "Questions"]))
+        )
+        blocks += [block for item in roundup.faq for block in (shape.label(item.q), Block.paragraph(item.a))]
+    return blocks + [Block.paragraph(text) for text in roundup.closing]
 
 
 def _table(entries: list[Entry]) -> Block:
     head = ["", *entries[0].facts]
-    rows = [[entry.name, *(entry.facts.get(key, "–") for key in head[1:])] for entry in entries]
-    return Block("table", rows=[[Markup.escape(cell) for cell in row] for row in (head, *rows)])
+    return Block.table([head, *([entry.name, *(entry.facts.get(key, "–") for key in head[1:])] for entry in entries)])
 
 
 class _Shape:
@@ -117,7 +89,7 @@ class _Shape:
     def __init__(self, random: Random) -> None:
         self.numbered = random.random() < 0.4
         self.best_for_in_name = random.random() < 0.5
-        labels: list[Callable[[str], Block]] = [lambda text: _text("h2", text), _strong, _paragraph]
+        labels: list[Callable[[str], Block]] = [Block.heading, Block.strong, Block.paragraph]
         self.label = random.choice(labels)
         self.judgements = random.choice(_JUDGEMENTS)
         self.facts_first = random.random() < 0.5
@@ -129,21 +101,21 @@ class _Shape:
     def entry(self, entry: Entry, number: int) -> Iterator[Block]:
         name = f"{number}. {entry.name}" if self.numbered else entry.name
         together = self.best_for_in_name and entry.best_for
-        yield _text("h2", f"{name} – {entry.best_for}" if together else name)
+        yield Block.heading(f"{name} – {entry.best_for}" if together else name)
         if entry.best_for and not together:
-            yield _strong(entry.best_for)
+            yield Block.strong(entry.best_for)
         facts = list(self.facts(entry.facts)) if entry.facts else []
         yield from facts if self.facts_first else ()
-        yield from map(_paragraph, entry.text)
+        yield from map(Block.paragraph, entry.text)
         for label, items in zip(self.judgements, (entry.pros, entry.cons), strict=True):
             if items:
                 yield self.label(label)
-                yield Block("ul", items=[Markup.escape(item) for item in items])
+                yield Block.bullets(items)
         yield from () if self.facts_first else facts
 
     @staticmethod
     def _as_list(facts: dict[str, str]) -> list[Block]:
-        return [Block("ul", items=[Markup.escape(f"{key}: {value}") for key, value in facts.items()])]
+        return [Block.bullets(f"{key}: {value}" for key, value in facts.items())]
 
     @staticmethod
     def _as_lines(facts: dict[str, str]) -> list[Block]:
@@ -151,12 +123,12 @@ class _Shape:
 
     @staticmethod
     def _as_pairs(facts: dict[str, str]) -> list[Block]:
-        return [block for key, value in facts.items() for block in (_strong(key), _paragraph(value))]
+        return [block for key, value in facts.items() for block in (Block.strong(key), Block.paragraph(value))]
 
     @staticmethod
     def _as_line(facts: dict[str, str]) -> list[Block]:
-        return [_paragraph(" | ".join(f"{key}: {value}" for key, value in facts.items()))]
+        return [Block.paragraph(" | ".join(f"{key}: {value}" for key, value in facts.items()))]
 
     @staticmethod
     def _as_table(facts: dict[str, str]) -> list[Block]:
-        return [Block("table", rows=[[Markup.escape(cell) for cell in fact] for fact in facts.items()])]
+        return [Block.table(facts.items())]

@@ -1,19 +1,16 @@
 """Data tables of the newsroom corpus: rankings, series, schedules, whose body is hundreds of short cells.
 
-Knows their files and the shapes that pages give them; knows nothing of sites or labels.
+Knows what is in a file and the shapes that pages give them; knows nothing of sites or labels.
 """
 
 from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
 from random import Random
 from typing import Annotated
 
-import yaml
-from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from train.sources.newsroom import Block, NewsroomError
+from train.sources.newsroom import Block
 
 
 class Column(BaseModel):
@@ -26,6 +23,14 @@ class Column(BaseModel):
     show: str = "{:.0f}"
     """As `str.format` takes it."""
     choices: list[str] = []
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> "Column":
+        try:
+            self.cell(Random(0))  # noqa: S311 (to see that it can be)
+        except (IndexError, KeyError) as error:
+            raise ValueError(f"show is {self.show!r}, expected one number, as `str.format` takes it") from error
+        return self
 
     def cell(self, random: Random) -> str:
         """Return the text of one cell."""
@@ -49,27 +54,13 @@ class Table(BaseModel):
     columns: dict[str, Column]
     notes: list[str] = []
 
-
-def read_tables(folder: Path) -> list[Table]:
-    """Read all tables of a folder, in the order of their names.
-
-    Raises:
-        NewsroomError: a file cannot be used.
-    """
-    tables = []
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            table = Table.model_validate(yaml.safe_load(path.read_text("utf-8")))
-            for column in table.columns.values():
-                column.cell(Random(0))  # noqa: S311 (to see that it can be shown)
-            if table.count[0] > table.count[1]:
-                raise ValueError(f"count is {table.count}, expected the least number of rows, then the most")
-            if not table.months and not table.first:
-                raise ValueError("it has neither months nor first, expected one of them: what a row is called")
-        except (yaml.YAMLError, ValidationError, ValueError, IndexError, KeyError) as error:
-            raise NewsroomError(f"{path}: {error}") from error
-        tables.append(table)
-    return tables
+    @model_validator(mode="after")
+    def _has_rows(self) -> "Table":
+        if self.count[0] > self.count[1]:
+            raise ValueError(f"count is {self.count}, expected the least number of rows, then the most")
+        if not self.months and not self.first:
+            raise ValueError("it has neither months nor first, expected one of them: what a row is called")
+        return self
 
 
 MAX_CELLS = 600
@@ -90,8 +81,8 @@ def blocks_of_table(table: Table, random: Random) -> list[Block]:
     shape = random.choice([_cells, _cells, _cells, _lines, _pairs, _items])
     intro = random.sample(table.intro, min(random.randint(0, 2), len(table.intro)))
     notes = random.sample(table.notes, min(random.randint(0, 1), len(table.notes)))
-    title = Block("h2", html=Markup.escape(random.choice(table.titles)))
-    return [title, *map(_paragraph, intro), *shape(head, rows), *map(_paragraph, notes)]
+    title = Block.heading(random.choice(table.titles))
+    return [title, *map(Block.paragraph, intro), *shape(head, rows), *map(Block.paragraph, notes)]
 
 
 def _names(table: Table, random: Random) -> list[str]:
@@ -103,31 +94,23 @@ def _names(table: Table, random: Random) -> list[str]:
     return random.sample(names, min(count, len(names)))
 
 
-def _paragraph(text: str) -> Block:
-    return Block("p", html=Markup.escape(text))
-
-
-def _strong(text: str) -> Block:
-    return Block("p", html=Markup("<strong>{}</strong>").format(text))
-
-
 def _cells(head: list[str], rows: list[list[str]]) -> Iterator[Block]:
-    yield Block("table", rows=[[Markup.escape(cell) for cell in row] for row in (head, *rows)])
+    yield Block.table([head, *rows])
 
 
 def _lines(head: list[str], rows: list[list[str]]) -> Iterator[Block]:
     for row in rows:
-        yield _strong(row[0])
-        yield Block("ul", items=[Markup.escape(f"{key}: {cell}") for key, cell in zip(head[1:], row[1:], strict=True)])
+        yield Block.strong(row[0])
+        yield Block.bullets(f"{key}: {cell}" for key, cell in zip(head[1:], row[1:], strict=True))
 
 
 def _pairs(head: list[str], rows: list[list[str]]) -> Iterator[Block]:
     for row in rows:
-        yield _strong(row[0])
+        yield Block.strong(row[0])
         for key, cell in zip(head[1:], row[1:], strict=True):
-            yield _paragraph(key)
-            yield _paragraph(cell)
+            yield Block.paragraph(key)
+            yield Block.paragraph(cell)
 
 
 def _items(_: list[str], rows: list[list[str]]) -> Iterator[Block]:
-    yield Block("ul", items=[Markup.escape(" – ".join(row)) for row in rows])
+    yield Block.bullets(" – ".join(row) for row in rows)
