@@ -6,6 +6,8 @@ Each case shows a page, and says the labels of some of its sections. A case is r
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pytest
+
 from copydesk.predictor import Predictor
 from tests.model.pages import BODY, HEADLINE, labels_of, page_with, paragraphs
 
@@ -48,6 +50,7 @@ def article(headline: str, text: str) -> Case:
     return Case(headline, page_with(headline=headline, body=body), dict.fromkeys((headline, *body), "body"))
 
 
+PRICES, COUNTS = ("$1", "£4.99", "€9.90", "12 kr", "Rs 199"), ("2", "three")
 OFFERS = [
     "You have {count} free articles left this month. Subscribe for {price} a week.",
     "Subscribe to continue reading. Unlimited access for {price} a month, cancel anytime.",
@@ -55,10 +58,18 @@ OFFERS = [
 ]
 
 
+PLAIN_FURNITURE = (
+    "Sign up for our free newsletter and get the day’s stories each morning.",
+    "Photo: Liv Sandmo / Tarn Valley Press",
+    "Ingrid Halloway covers the northern seas. She joined the paper in 2014.",
+    "Share this article on social media",
+)
+
+
 def paywalls() -> Iterator[Case]:
     """Yield offers, meters, walls and appeals."""
-    for price in ("$1", "£4.99", "€9.90", "12 kr", "Rs 199"):
-        for count in ("2", "three"):
+    for price in PRICES:
+        for count in COUNTS:
             for offer in OFFERS:
                 yield beneath("paywall", offer.format(price=price, count=count))
     yield beneath("paywall", "You have read {{articlesRead}} of {{articleLimit}} free articles. Subscribe for more.")
@@ -89,14 +100,11 @@ def furniture() -> Iterator[Case]:
     """Yield what stands around an article on a free page, that which sounds like an offer first."""
     yield Case("menus", page_with(), {"Subscribe": "boilerplate", "Advertise with us": "boilerplate"})
     for text in (
-        "Sign up for our free newsletter and get the day’s stories each morning.",
+        *PLAIN_FURNITURE,
         "Get the Tarn Valley Press app for breaking news alerts.",
         "Join us on 12 May for an evening with our foreign editor at the Corn Hall.",
         "Listen to our podcast, The Long Pier, wherever you get your podcasts.",
         "We use cookies to improve your experience. Accept all or manage your choices.",
-        "Photo: Liv Sandmo / Tarn Valley Press",
-        "Ingrid Halloway covers the northern seas. She joined the paper in 2014.",
-        "Share this article on social media",
         "Follow us on Facebook, Instagram and YouTube",
         "Read more: Storvik’s cod quota falls for the third year",
         "Comments are closed. Read our community guidelines.",
@@ -205,6 +213,30 @@ def test_at_least_95_of_100_cases_are_right_and_80_of_each_kind(desk: Predictor)
 
     assert num_cases >= 70
     assert 1 - len(wrong) / num_cases >= LEAST_RIGHT, "\n".join(wrong)
+
+
+def test_a_free_page_with_subscribe_and_advertise_in_its_menus_has_neither_paywall_nor_advertising(desk: Predictor):
+    sections = desk.predict_one(page_with()).sections
+
+    furniture = [section for section in sections if "Subscribe" in section.text or "Advertise" in section.text]
+    assert len(furniture) == 2
+    assert {str(section.label) for section in furniture} == {"boilerplate"}
+    assert {str(section.label) for section in sections} == {"body", "boilerplate"}
+
+
+@pytest.mark.parametrize("price", PRICES)
+@pytest.mark.parametrize("count", COUNTS)
+def test_two_of_three_offers_are_found_whatever_price_currency_and_number(desk: Predictor, price: str, count: str):
+    texts = [offer.format(price=price, count=count) for offer in OFFERS]
+    pages = desk.predict([beneath("paywall", text).html for text in texts])
+
+    found = [labels_of(page)[text] for page, text in zip(pages, texts, strict=True)]
+    assert found.count("paywall") >= 2, dict(zip(texts, found, strict=True))
+
+
+@pytest.mark.parametrize("text", PLAIN_FURNITURE)
+def test_plain_furniture_beneath_an_article_is_never_anything_else(desk: Predictor, text: str):
+    assert labels_of(desk.predict_one(beneath("boilerplate", text).html))[text] == "boilerplate"
 
 
 def test_a_headline_is_found_and_the_article_filed(desk: Predictor):

@@ -97,11 +97,24 @@ def test_at_most_2_of_100_sections_of_any_label_flip(desk: Predictor):
 
 
 @pytest.mark.parametrize(
-    "name", ["another country", "another minister", "another writer", "straight quotes", "one line"]
+    "name",
+    [
+        "another country",
+        "two other countries and another port",
+        "another minister",
+        "another writer",
+        "straight quotes",
+        "soft hyphens",
+        "no-break spaces",
+        "generated class names",
+        "residue in attributes",
+        "one line",
+    ],
 )
-def test_names_and_punctuation_leave_the_topics_as_they_are(desk: Predictor, name: str):
+def test_names_punctuation_and_class_names_change_no_label_and_no_topic(desk: Predictor, name: str):
     before, after = desk.predict([BASE, CHANGES[name](BASE)])
 
+    assert answers(before) == answers(after)
     assert [topic.id for topic in before.topics] == [topic.id for topic in after.topics]
 
 
