@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -151,7 +151,8 @@ def server(command: Sequence[str], *, port: int, health: str) -> Iterator[None]:
                 time.sleep(0.2)
             yield
         finally:
-            os.killpg(process.pid, signal.SIGTERM)  # mlflow's server is a child of its command
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(process.pid, signal.SIGTERM)  # mlflow's server is a child of its command
             process.wait(timeout=60)
 
 

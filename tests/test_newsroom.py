@@ -188,6 +188,10 @@ def test_the_shipped_corpus_keeps_its_promises():
     assert pieces["boilerplate"] >= 600
     assert min(topics[topic.id] for topic in TOPICS.topics) >= 8
     assert all(150 <= len(article.markdown.split()) <= 950 for article in articles)
+    assert all(900 <= len(guide.markdown.split()) <= 2_400 for guide in newsroom.guides)
+    for language in {site.facts.language for site in newsroom.sites}:
+        own = {family.label for family in newsroom.families if family.language == language and family.places}
+        assert own == {"paywall", "sponsored", "boilerplate"}, language
 
 
 def test_every_template_shows_the_whole_article():
@@ -229,6 +233,38 @@ notes: [Provisional.]
 """
 
 
+def test_a_site_draws_what_is_of_its_language(corpus):
+    site = corpus / "sites" / "harwick.html"
+    site.write_text(site.read_text().replace("domain:", "language: de\npromoted: [Anzeige]\ndomain:"))
+    for i in range(NUM_GROUPS):
+        text = f"language: de\nplaces: [after]\npieces: [Werbung {i}]\n"
+        (corpus / "sponsored" / f"werbung-{i}-de.yaml").write_text(text)
+    (corpus / "boilerplate" / "comments-de.yaml").write_text("language: de\nplaces: []\npieces: [Stimmt]\n")
+    (corpus / "guides").mkdir()
+    (corpus / "guides" / "calm.md").write_text(GUIDE)
+    texts: dict[str, set[str]] = {}
+    for page in composed(corpus, 80, only_train=True):
+        texts.setdefault(page.annotation.language, set()).update(page.raw.texts())
+
+    assert texts.keys() == {"en", "de"}
+    assert texts["de"] >= {"Stimmt", "Werbung 0", "Werbung 5"}
+    assert not {text for text in texts["de"] if " of The Gullwick Post" in text or text == "A comment"}
+    assert not texts["en"] & {"Stimmt", "Werbung 0"}
+    assert {page.annotation.language for page in composed(corpus, 6, languages=["de"])} == {"de"}
+    with pytest.raises(NewsroomError, match=r"no site in \['fr'\], expected some of \['de', 'en'\]"):
+        composed(corpus, 4, languages=["fr"])
+
+
+GUIDE = """---
+headline: Kites for a calm day
+form: guide
+topics: [lifestyle]
+date: 2026-01-01
+---
+Wait for the evening.
+"""
+
+
 def test_a_long_page_is_body_throughout_be_it_tables_chapters_or_a_round_up(corpus):
     (corpus / "roundups").mkdir()
     (corpus / "roundups" / "kites.yaml").write_text(ROUNDUP)
@@ -248,6 +284,25 @@ def test_a_long_page_is_body_throughout_be_it_tables_chapters_or_a_round_up(corp
 
     assert found.keys() >= expected
     assert all("body" in found[text] for text in expected)
+
+
+def test_some_long_pages_show_a_guide_under_its_own_headline_and_topics(corpus):
+    (corpus / "guides").mkdir()
+    (corpus / "guides" / "calm.md").write_text(GUIDE)
+    site = corpus / "sites" / "gullwick.html"
+    site.write_text(site.read_text().replace("paywall: meter", "paywall: none\nlong: 1"))
+    pages = composed(corpus, 60, only_train=True)
+    guides = [page for page in pages if "Wait for the evening." in page.raw.texts()]
+
+    assert 5 < len(guides) < 25
+    for page in guides:
+        labels = {text: str(CLASSES[label]) for text, label in zip(page.raw.texts(), page.classes, strict=True)}
+        assert labels["Kites for a calm day"] == "headline"
+        assert labels["Wait for the evening."] == "body"
+        assert "First paragraph of the report." not in labels
+        assert page.annotation.topics == ["medtop:10000000"]
+    assert {page.work for page in guides} == {"newsroom/guides/calm"}
+    assert drop_duplicates(rows_of(guides), similarity=0.8)[1] == []
 
 
 def test_round_ups_take_many_shapes_but_keep_every_word():
@@ -333,6 +388,7 @@ def test_spans_cover_the_characters_that_the_splitter_sees():
         ("articles/gullwick/talks.md", "no front matter", "talks.md"),
         ("articles/gullwick/talks.md", ARTICLE.replace("international_relations", "gossip"), "unknown topics"),
         ("articles/gullwick/talks.md", ARTICLE.replace("headline", "title"), "headline"),
+        ("guides/calm.md", GUIDE.replace("form: guide", ""), "calm.md"),
         ("roundups/kites.yaml", ROUNDUP.replace("title", "heading"), "kites.yaml"),
         (
             "tables/tides.yaml",

@@ -59,6 +59,8 @@ class NewsroomSource(Part):
     """Folder of the corpus."""
     num_pages: PositiveInt
     """Pages to compose; each site and each of its articles in turn."""
+    languages: list[str] | None = None
+    """ISO 639 codes of the sites that are composed; null: all."""
     only_train: bool = False
     """All pages train. Else they are split by groups of sites, each with families of paywall and sponsored text of its
     own."""

@@ -6,7 +6,9 @@ Knows what stands on a page, where and how often; knows nothing of files, splits
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
@@ -43,14 +45,20 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
         NewsroomError: a file of the corpus cannot be used.
     """
     newsroom = Newsroom(source.newsroom, topics)
-    roundups = read_folder(source.newsroom / "roundups", Roundup)
-    tables = read_folder(source.newsroom / "tables", Table)
+    everything = material_of(newsroom, source.newsroom)
+    sites = [
+        (place % NUM_GROUPS, site)
+        for place, site in enumerate(newsroom.sites)
+        if source.languages is None or site.facts.language in source.languages
+    ]
+    if not sites:
+        known = sorted({site.facts.language for site in newsroom.sites})
+        raise NewsroomError(f"{source.newsroom} has no site in {source.languages}, expected some of {known}")
     for number in range(source.num_pages):
-        place = number % len(newsroom.sites)
-        copy = number // len(newsroom.sites)
-        composer = composer_of(
-            newsroom, roundups, tables, place, copy=copy, seed=source.seed, separate=not source.only_train
-        )
+        copy, place = divmod(number, len(sites))
+        group, site = sites[place]
+        material = everything if source.only_train else everything.of_group(group)
+        composer = Composer(newsroom, site, material.of_language(site.facts.language), seed=source.seed, copy=copy)
         html, spans = composer.page()
         raw = split(html, kind="html")
         squeezed = [_SPACE.sub("", text) for text in raw.texts()]
@@ -61,43 +69,50 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
             html,
             raw,
             classes_of(annotation, [len(text) for text in squeezed]),
-            group="" if source.only_train else f"{source.name}-{place % NUM_GROUPS}",
-            work=f"{source.name}/{composer.site.path.stem}/{composer.article.slug}",
+            group="" if source.only_train else f"{source.name}-{group}",
+            work=f"{source.name}/{composer.work}",
             only_train=source.only_train,
         )
 
 
-def composer_of(
-    newsroom: Newsroom,
-    roundups: Sequence[Roundup],
-    tables: Sequence[Table],
-    place: int,
-    *,
-    copy: int,
-    seed: int,
-    separate: bool,
-) -> "Composer":
-    """Return what composes one page.
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What more than one site shows."""
 
-    Args:
-        newsroom: the corpus.
-        roundups: those of the corpus.
-        tables: those of the corpus.
-        place: of the site among the sites.
-        copy: which of its pages; each shows the next of its articles.
-        seed: of all that is drawn.
-        separate: the site draws paywall and sponsored text, round-ups and tables from its own group alone, so that a
-            split by group parts these too.
+    families: list[Family]
+    guides: list[Article]
+    roundups: list[Roundup]
+    tables: list[Table]
+
+    def of_group(self, group: int) -> "Material":
+        """Return what one group of sites shows, so that a split by group parts all but the boilerplate."""
+        return Material(
+            [family for i, family in enumerate(self.families) if family.label == "boilerplate" or _is_of(group, i)],
+            [guide for i, guide in enumerate(self.guides) if _is_of(group, i)],
+            [roundup for i, roundup in enumerate(self.roundups) if _is_of(group, i)],
+            [table for i, table in enumerate(self.tables) if _is_of(group, i)],
+        )
+
+    def of_language(self, language: str) -> "Material":
+        """Return what sites of one language show."""
+        families = [family for family in self.families if family.language == language]
+        if language != "en":
+            return Material(families, [], [], [])
+        return replace(self, families=families)
+
+
+def _is_of(group: int, i: int) -> bool:
+    return i % NUM_GROUPS == group
+
+
+def material_of(newsroom: Newsroom, folder: Path) -> Material:
+    """Return all material of the corpus in a folder.
+
+    Raises:
+        NewsroomError: a file cannot be used.
     """
-    group = place % NUM_GROUPS
-    families = [
-        family
-        for i, family in enumerate(newsroom.families)
-        if family.places and (not separate or family.label == "boilerplate" or i % NUM_GROUPS == group)
-    ]
-    own_roundups = [roundup for i, roundup in enumerate(roundups) if not separate or i % NUM_GROUPS == group]
-    own_tables = [table for i, table in enumerate(tables) if not separate or i % NUM_GROUPS == group]
-    return Composer(newsroom, newsroom.sites[place], families, own_roundups, own_tables, seed=seed, copy=copy)
+    roundups, tables = read_folder(folder / "roundups", Roundup), read_folder(folder / "tables", Table)
+    return Material(newsroom.families, newsroom.guides, roundups, tables)
 
 
 WALLED, ADVERTISED = 0.5, 0.48
@@ -105,14 +120,14 @@ WALLED, ADVERTISED = 0.5, 0.48
 newsroom pages two in five have paywall text, nearly half sponsored text."""
 NUM_GROUPS = 6
 """Groups of sites and families: test, validation and the other folds of the usual five take one each."""
-
-
+GUIDED = 0.4
+"""Share of long pages that show a guide in place of the site's article."""
 MAX_CHAPTERS = 8
 """Articles that follow the first one on a long page."""
 TABLED = 0.35
-"""Share of long pages that hold data tables."""
+"""Share of the other long pages that hold data tables."""
 ROUNDED_UP = 0.6
-"""Share of the other long pages that hold a round-up."""
+"""Share of what is left of them that holds a round-up."""
 
 _DOUBLED_ARTICLE = re.compile(r"\b[Tt]he (?=\[\[paper)")
 _LABEL = re.compile(r' data-label="[a-z]*"')
@@ -126,21 +141,35 @@ class Composer:
         self,
         newsroom: Newsroom,
         site: Site,
-        families: Sequence[Family],
-        roundups: Sequence[Roundup],
-        tables: Sequence[Table],
+        material: Material,
         *,
         seed: int,
         copy: int,
     ) -> None:
-        self.newsroom, self.site = newsroom, site
+        """Plan a page.
+
+        Args:
+            newsroom: the corpus.
+            site: whose page it is.
+            material: from which the site draws.
+            seed: of all that is drawn.
+            copy: which of the site's pages; each shows the next of its articles.
+        """
+        self.newsroom, self.site, self.material = newsroom, site, material
         self.random = Random(f"{seed}:{site.facts.domain}:{copy}")  # noqa: S311 (a sample, no secret)
+        self.families = [family for family in material.families if family.places]
         article = site.articles[copy % len(site.articles)]
-        self.article = article.model_copy(
-            update={"published": article.published + timedelta(days=self.random.randrange(-400, 400))}
-        )
         self.name = f"{site.path.stem}/{article.slug}-{copy}"
-        self.families, self.roundups, self.tables = families, roundups, tables
+        self.work = f"{site.path.stem}/{article.slug}"
+        """Names the text that the page shows: pages of one text are no duplicates of each other."""
+        published = article.published + timedelta(days=self.random.randrange(-400, 400))
+        self.is_long = self.random.random() < site.facts.long
+        if self.is_long and material.guides and self.random.random() < GUIDED:
+            guide = self.random.choice(material.guides)
+            self.work, self.is_long = f"guides/{guide.slug}", False
+            shown = {"headline", "dek", "form", "topics", "slug", "markdown"}
+            article = article.model_copy(update=guide.model_dump(include=shown))
+        self.article = article.model_copy(update={"published": published})
         self.blocks = reshaped(self._blocks(), self.random)
         self.planned: dict[str, list[Piece]] = {place: [] for place in get_args(Place)}
         self.inline: dict[int, list[Piece]] = {}
@@ -154,17 +183,18 @@ class Composer:
     def _blocks(self) -> list[Block]:
         """Return the article; on a long page with tables, a round-up after its opening, or others as chapters."""
         blocks = blocks_of(self.article.markdown)
-        if self.random.random() >= self.site.facts.long:
+        if not self.is_long:
             return blocks
-        if self.tables and self.random.random() < TABLED:
+        tables, roundups = self.material.tables, self.material.roundups
+        if tables and self.random.random() < TABLED:
             opening = self.random.randint(1, len(blocks))
-            tables = self.random.sample(self.tables, min(self.random.choice([1, 1, 2, 3, 4]), len(self.tables)))
-            within = [block for table in tables for block in blocks_of_table(table, self.random)]
+            drawn = self.random.sample(tables, min(self.random.choice([1, 1, 2, 3, 4]), len(tables)))
+            within = [block for table in drawn for block in blocks_of_table(table, self.random)]
             return blocks[:opening] + within + blocks[opening:]
-        if self.roundups and self.random.random() < ROUNDED_UP:
+        if roundups and self.random.random() < ROUNDED_UP:
             blocks = blocks[: self.random.randint(1, 3)]
-            count = min(self.random.choice([1, 1, 1, 2, 3]), len(self.roundups))
-            for roundup in self.random.sample(self.roundups, count):
+            count = min(self.random.choice([1, 1, 1, 2, 3]), len(roundups))
+            for roundup in self.random.sample(roundups, count):
                 blocks += blocks_of_roundup(roundup, self.random)
             return blocks
         others = [article for article in self.site.articles if article.slug != self.article.slug]
@@ -252,7 +282,7 @@ class Composer:
         if draw() < 0.2:
             self._add(self._family("sponsored", ["top"]), place="top")
         if draw() < 0.2:
-            self.promoted = self.random.sample(["Sponsored", "Ad", "Promoted", "Paid post", "Partner content"], 1)
+            self.promoted = self.random.sample(self.site.facts.promoted, 1)
 
     def _filled(self, piece: Piece) -> Piece:
         facts = self.site.facts
@@ -284,6 +314,7 @@ class Composer:
     def teasers(self, count: int) -> list[dict[str, Any]]:
         """Return teasers of other articles, some of them promoted ones."""
         own = [article for article in self.site.articles if article.slug != self.article.slug]
+        others = self.newsroom.pieces_for_templates("teasers", self.site.facts.language)
         found = []
         for _ in range(count):
             badge = self.badge if self.badge and self.random.random() < 0.4 else ""
@@ -296,8 +327,8 @@ class Composer:
                 article = self.random.choice(own)
                 teaser |= {"headline": article.headline, "dek": article.dek, "kicker": article.kicker}
                 teaser["author"] = article.author
-            elif self.newsroom.teasers:
-                lines = self._filled(self.random.choice(self.newsroom.teasers)).lines
+            elif others:
+                lines = self._filled(self.random.choice(others)).lines
                 teaser |= {"headline": lines[0].text, "dek": " ".join(line.text for line in lines[1:])}
             else:
                 continue
@@ -313,7 +344,7 @@ class Composer:
                 "text": " ".join(line.text for line in piece.lines),
                 "likes": self.random.randint(0, 90),
             }
-            for piece in self.pick(self.newsroom.comments, count)
+            for piece in self.pick(self.newsroom.pieces_for_templates("comments", self.site.facts.language), count)
         ]
 
     def page(self) -> tuple[str, list[tuple[int, int, str]]]:
@@ -354,6 +385,7 @@ class Composer:
             site=site.domain,
             characters=len(characters),
             characters_sha256=hashlib.sha256(characters.encode()).hexdigest(),
+            language=site.language,
             topics=list(self.newsroom.topics.with_parents(self.article.topics)),
             spans=spans,
         )

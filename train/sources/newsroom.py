@@ -42,7 +42,11 @@ class Facts(BaseModel):
     residue: float = Field(default=0.0, ge=0, le=1)
     """Chance of unrendered template residue, if the template asks for it."""
     long: float = Field(default=0.0, ge=0, le=1)
-    """Share of the pages on which other articles of the site follow as chapters."""
+    """Share of the pages that run long: guides, tables, round-ups, other articles of the site as chapters."""
+    language: str = "en"
+    """ISO 639 code; the site draws pieces of its language alone. Guides, round-ups and tables are English."""
+    promoted: list[str] = ["Sponsored", "Ad", "Promoted", "Paid post", "Partner content"]
+    """Labels of promoted teasers."""
 
 
 class Article(BaseModel):
@@ -87,6 +91,7 @@ class Family:
 
     label: str
     name: str
+    language: str
     places: list[str]
     pieces: list[Piece]
 
@@ -146,14 +151,14 @@ def _read_family(path: Path, label: str) -> Family:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
         pieces = [Piece(label, path.stem, _lines(text)) for text in content["pieces"]]
-        places = list(content["places"])
+        places, language = list(content["places"]), str(content.get("language", "en"))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise NewsroomError(f"{path}: expected `places` and `pieces`, a list of texts: {error}") from error
     if unknown := set(places) - set(get_args(Place)):
         raise NewsroomError(f"{path}: unknown places {sorted(unknown)}, expected {', '.join(get_args(Place))}")
     if empty := [i for i, piece in enumerate(pieces) if not piece.lines]:
         raise NewsroomError(f"{path}: piece {empty[0]} is empty")
-    return Family(label, path.stem, places, pieces)
+    return Family(label, path.stem, language, places, pieces)
 
 
 def _read_article(path: Path, topics: TopicList) -> Article:
@@ -261,6 +266,7 @@ class Newsroom:
             )
             for path in sorted((folder / "sites").glob("*.html"))
         ]
+        self.guides = [_read_article(file, topics) for file in sorted((folder / "guides").glob("*.md"))]
         if not self.sites:
             raise NewsroomError(f"{folder} has no site: expected sites/NAME.html and articles/NAME/SLUG.md")
         if bare := [site.path for site in self.sites if not site.articles]:
@@ -268,8 +274,13 @@ class Newsroom:
         self.families = [
             _read_family(path, label) for label in PIECE_LABELS for path in sorted((folder / label).glob("*.yaml"))
         ]
-        self.comments = self._special("comments")
-        self.teasers = self._special("teasers")
 
-    def _special(self, name: str) -> list[Piece]:
-        return next((family.pieces for family in self.families if family.name == name), [])
+    def pieces_for_templates(self, kind: Literal["comments", "teasers"], language: str) -> list[Piece]:
+        """Return what templates draw themselves: the families `comments` and `teasers`, `comments-de` and so on."""
+        names = {kind, f"{kind}-{language}"}
+        return [
+            piece
+            for family in self.families
+            if family.name in names and family.language == language
+            for piece in family.pieces
+        ]
