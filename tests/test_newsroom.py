@@ -12,7 +12,8 @@ from copydesk.split import split
 from train.config import NewsroomSource, load_experiment
 from train.prepare import Row, assign_splits, drop_duplicates, find_leaks
 from train.sources.articles import read_topics
-from train.sources.composer import NUM_GROUPS, compose_pages, spans_of
+from train.sources.composer import compose_pages, spans_of
+from train.sources.material import NUM_GROUPS
 from train.sources.newsroom import Newsroom, NewsroomError, blocks_of
 from train.sources.roundups import Roundup, blocks_of_roundup
 from train.sources.tables import MAX_CELLS, Table, blocks_of_table

@@ -6,9 +6,7 @@ Knows what stands on a page, where and how often; knows nothing of files, splits
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
@@ -19,6 +17,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 from copydesk.labels import CLASSES, TopicList
 from copydesk.split import SKIPPED_TAGS, split
 from train.config import NewsroomSource
+from train.sources.material import NUM_GROUPS, Material, read_material
 from train.sources.newsroom import (
     Article,
     Block,
@@ -30,11 +29,10 @@ from train.sources.newsroom import (
     Place,
     Site,
     blocks_of,
-    read_folder,
 )
 from train.sources.pages import AnnotatedPage, Annotation, classes_of
-from train.sources.roundups import Roundup, blocks_of_roundup
-from train.sources.tables import Table, blocks_of_table
+from train.sources.roundups import blocks_of_roundup
+from train.sources.tables import blocks_of_table
 from train.sources.variation import reshaped, retagged
 
 
@@ -45,7 +43,7 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
         NewsroomError: a file of the corpus cannot be used.
     """
     newsroom = Newsroom(source.newsroom, topics)
-    everything = material_of(newsroom, source.newsroom)
+    everything = read_material(newsroom, source.newsroom)
     sites = [
         (place % NUM_GROUPS, site)
         for place, site in enumerate(newsroom.sites)
@@ -75,51 +73,9 @@ def compose_pages(source: NewsroomSource, topics: TopicList) -> Iterator[Annotat
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What more than one site shows."""
-
-    families: list[Family]
-    guides: list[Article]
-    roundups: list[Roundup]
-    tables: list[Table]
-
-    def of_group(self, group: int) -> "Material":
-        """Return what one group of sites shows, so that a split by group parts all but the boilerplate."""
-        return Material(
-            [family for i, family in enumerate(self.families) if family.label == "boilerplate" or _is_of(group, i)],
-            [guide for i, guide in enumerate(self.guides) if _is_of(group, i)],
-            [roundup for i, roundup in enumerate(self.roundups) if _is_of(group, i)],
-            [table for i, table in enumerate(self.tables) if _is_of(group, i)],
-        )
-
-    def of_language(self, language: str) -> "Material":
-        """Return what sites of one language show."""
-        families = [family for family in self.families if family.language == language]
-        if language != "en":
-            return Material(families, [], [], [])
-        return replace(self, families=families)
-
-
-def _is_of(group: int, i: int) -> bool:
-    return i % NUM_GROUPS == group
-
-
-def material_of(newsroom: Newsroom, folder: Path) -> Material:
-    """Return all material of the corpus in a folder.
-
-    Raises:
-        NewsroomError: a file cannot be used.
-    """
-    roundups, tables = read_folder(folder / "roundups", Roundup), read_folder(folder / "tables", Table)
-    return Material(newsroom.families, newsroom.guides, roundups, tables)
-
-
 WALLED, ADVERTISED = 0.5, 0.48
 """Share of the pages of papers with a paywall that show one, and of all pages that show advertising: on the real
 newsroom pages two in five have paywall text, nearly half sponsored text."""
-NUM_GROUPS = 6
-"""Groups of sites and families: test, validation and the other folds of the usual five take one each."""
 GUIDED = 0.4
 """Share of long pages that show a guide in place of the site's article."""
 MAX_CHAPTERS = 8
@@ -157,7 +113,6 @@ class Composer:
         """
         self.newsroom, self.site, self.material = newsroom, site, material
         self.random = Random(f"{seed}:{site.facts.domain}:{copy}")  # noqa: S311 (a sample, no secret)
-        self.families = [family for family in material.families if family.places]
         article = site.articles[copy % len(site.articles)]
         self.name = f"{site.path.stem}/{article.slug}-{copy}"
         self.work = f"{site.path.stem}/{article.slug}"
@@ -219,7 +174,7 @@ class Composer:
     def _family(self, label: str, places: Sequence[str] = ()) -> Family | None:
         fitting = [
             family
-            for family in self.families
+            for family in self.material.families
             if family.label == label and (not places or set(places) & set(family.places))
         ]
         return self.random.choice(fitting) if fitting else None
