@@ -66,10 +66,12 @@ class EncodedPage:
     """(sections,) of int: which of `tokens` each section is."""
     features: np.ndarray
     """(sections, NUM_FEATURES) of float32."""
-    hints: list[np.ndarray]
-    """For each section the place in the vocabulary of each hint that stands there: from tags, then from attributes."""
-    num_tag_hints: list[int]
-    """For each section how many of its hints come from tags."""
+    hint_ids: np.ndarray
+    """(hints,) of int: the places in the vocabulary of the hints of all sections, one after the other."""
+    hint_counts: np.ndarray
+    """(sections,) of int: how many of them are each section's."""
+    from_attributes: np.ndarray
+    """(hints,) of bool: which come from attributes, not from tags."""
 
     def __len__(self) -> int:
         return len(self.distinct)
@@ -83,23 +85,27 @@ class EncodedPage:
         """Return the page as it would look if it had come as plain text."""
         features = self.features.copy()
         features[:, len(TEXT_FEATURES) :] = 0
-        return replace(self, features=features, hints=[_NO_HINTS] * len(self), num_tag_hints=[0] * len(self))
+        return replace(self._keep_hints(np.zeros(len(self.hint_ids), dtype=bool)), features=features)
 
     def without_attribute_hints(self) -> "EncodedPage":
         """Return the page as it would look if its elements had no class names and its links no address."""
-        return replace(self, hints=[ids[:count] for ids, count in zip(self.hints, self.num_tag_hints, strict=True)])
+        return self._keep_hints(~self.from_attributes)
 
     def thinned(self, random: np.random.Generator, *, share: float) -> "EncodedPage":
         """Return the page with this share of its hints left out, each by itself."""
-        kept = [random.random(len(ids)) >= share for ids in self.hints]
+        return self._keep_hints(random.random(len(self.hint_ids)) >= share)
+
+    def _keep_hints(self, kept: np.ndarray) -> "EncodedPage":
+        sections = np.repeat(np.arange(len(self)), self.hint_counts)
         return replace(
             self,
-            hints=[ids[chosen] for ids, chosen in zip(self.hints, kept, strict=True)],
-            num_tag_hints=[int(mask[:n].sum()) for mask, n in zip(kept, self.num_tag_hints, strict=True)],
+            hint_ids=self.hint_ids[kept],
+            hint_counts=np.bincount(sections[kept], minlength=len(self)),
+            from_attributes=self.from_attributes[kept],
         )
 
 
-_NO_HINTS = np.zeros(0, dtype=np.int64)
+_NOTHING = np.zeros(0, dtype=np.int64)
 
 
 class TextEncoder:
@@ -116,10 +122,10 @@ class TextEncoder:
         self._before, self._after = special[: len(special) // 2], special[len(special) // 2 :]
         vocabulary = {hint: index for index, hint in enumerate(hints)}
 
-        def look_up(hints: tuple[str, ...]) -> tuple[np.ndarray, int]:
-            known = [hint for hint in hints if hint in vocabulary]
-            ids = np.array([vocabulary[hint] for hint in known], dtype=np.int64)
-            return ids, sum(not hint.startswith(ATTRIBUTE_HINTS) for hint in known)
+        self._is_attribute = np.array([hint.startswith(ATTRIBUTE_HINTS) for hint in hints], dtype=bool)
+
+        def look_up(hints: tuple[str, ...]) -> np.ndarray:
+            return np.array([vocabulary[hint] for hint in hints if hint in vocabulary], dtype=np.int64)
 
         self._look_up = lru_cache(maxsize=50_000)(look_up)
 
@@ -141,12 +147,14 @@ class TextEncoder:
             rows: dict[tuple[int, ...], int] = {}  # what is cut short may be equal
             distinct = np.array([rows.setdefault(tuple(_cut(ids, head, tail)), len(rows)) for ids in tokens])[distinct]
             tokens = [list(ids) for ids in rows]
+        hint_ids = np.concatenate([_NOTHING, *hints])
         return EncodedPage(
-            [[*self._before, *ids, *self._after] for ids in tokens],
-            distinct,
-            features_of(page, texts),
-            [ids for ids, _ in hints],
-            [count for _, count in hints],
+            tokens=[[*self._before, *ids, *self._after] for ids in tokens],
+            distinct=distinct,
+            features=features_of(page, texts),
+            hint_ids=hint_ids,
+            hint_counts=np.array([len(ids) for ids in hints], dtype=np.int64),
+            from_attributes=self._is_attribute[hint_ids],
         )
 
     def encode_articles(self, texts: Sequence[str]) -> list[list[int]]:
@@ -218,6 +226,11 @@ class PageBatch:
     page_lengths: list[int]
     """Sections of each page."""
 
+    def showing(self, pages: Sequence[EncodedPage]) -> "PageBatch":
+        """Return the batch with the features and the hints of these pages, whose texts are those of its own."""
+        features, hint_ids, hint_offsets = _layout(pages)
+        return replace(self, features=features, hint_ids=hint_ids, hint_offsets=hint_offsets)
+
 
 def collate_pages(pages: Sequence[EncodedPage], *, pad_id: int = 0) -> PageBatch:
     """Pack pages; equal sections of different pages are encoded once."""
@@ -247,18 +260,23 @@ def _batch(
     row_of: np.ndarray,
     chunks: list[tuple[torch.Tensor, torch.Tensor | None]],
 ) -> PageBatch:
-    hints = [ids for page in pages for ids in page.hints]
-    counts = np.array([len(ids) for ids in hints], dtype=np.int64)
+    features, hint_ids, hint_offsets = _layout(pages)
     return PageBatch(
         chunks=chunks,
-        row_of_section=torch.from_numpy(row_of[np.concatenate([_NO_HINTS, *distinct])]),
-        features=torch.from_numpy(
-            np.concatenate([np.zeros((0, NUM_FEATURES), dtype=np.float32), *[page.features for page in pages]])
-        ),
-        hint_ids=torch.from_numpy(np.concatenate([_NO_HINTS, *hints])),
-        hint_offsets=torch.from_numpy(np.cumsum(counts) - counts),
+        row_of_section=torch.from_numpy(row_of[np.concatenate([_NOTHING, *distinct])]),
+        features=features,
+        hint_ids=hint_ids,
+        hint_offsets=hint_offsets,
         page_lengths=[len(page) for page in pages],
     )
+
+
+def _layout(pages: Sequence[EncodedPage]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return features, hint ids and where each section's begin."""
+    features = np.concatenate([np.zeros((0, NUM_FEATURES), dtype=np.float32), *[page.features for page in pages]])
+    hint_ids = np.concatenate([_NOTHING, *[page.hint_ids for page in pages]])
+    counts = np.concatenate([_NOTHING, *[page.hint_counts for page in pages]])
+    return torch.from_numpy(features), torch.from_numpy(hint_ids), torch.from_numpy(np.cumsum(counts) - counts)
 
 
 def chunk(

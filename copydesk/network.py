@@ -221,22 +221,31 @@ class CopydeskModel(PreTrainedModel):
 
     def section_logits(self, batch: PageBatch) -> torch.Tensor:
         """Return (S, C): the logarithm of the mean of the page encoders' probabilities (arXiv:1612.01474)."""
-        each = self.each_section_logits(self.encode_rows(batch.chunks), batch)
+        each = self.each_section_logits(self.encode_rows(batch.chunks), [batch] * len(self.page_encoders))
         return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
-    def each_section_logits(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
-        """Return (P, S, C) from the vectors of distinct sections (rows, D): each learns by its own loss."""
+    def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> torch.Tensor:
+        """Return (P, S, C) from the vectors of distinct sections (rows, D): each page encoder reads its own view."""
+        pairs = zip(range(len(self.page_encoders)), views, strict=True)
+        return torch.stack([self.section_logits_of(number, rows, batch) for number, batch in pairs])
+
+    def section_logits_of(self, number: int, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
+        """Return (S, C): what one page encoder says, from the vectors of distinct sections (rows, D)."""
         if not len(batch.row_of_section):
-            return torch.zeros(len(self.page_encoders), 0, len(CLASSES), device=self.device)
-        sections = rows[batch.row_of_section]
-        pairs = zip(self.page_encoders, self.section_heads, strict=True)
-        return torch.stack([head(page_encoder(sections, batch)).float() for page_encoder, head in pairs])
+            return torch.zeros(0, len(CLASSES), device=self.device)
+        read = self.page_encoders[number](rows[batch.row_of_section], batch)
+        return self.section_heads[number](read).float()
 
     def forward(
-        self, pages: PageBatch, articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+        self, views: Sequence[PageBatch], articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return section logits (P, S, C) and topic logits (A, T): one call, as distributed training needs it."""
-        return self.each_section_logits(self.encode_rows(pages.chunks), pages), self.topic_logits(articles)
+        """Return section logits (P, S, C) and topic logits (A, T): one call, as distributed training needs it.
+
+        Args:
+            views: the same pages as each page encoder is to see them; their texts are those of the first.
+            articles: chunks of token ids and mask.
+        """
+        return self.each_section_logits(self.encode_rows(views[0].chunks), views), self.topic_logits(articles)
 
     def topic_logits(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return (A, T), articles in the order of the chunks' rows."""

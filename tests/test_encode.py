@@ -42,8 +42,9 @@ def text_encoder(tokenizer_json: str, **encoding) -> TextEncoder:
 
 def assert_equal(page: EncodedPage, other: EncodedPage) -> None:
     assert page.tokens == other.tokens
-    assert page.num_tag_hints == other.num_tag_hints
-    assert [ids.tolist() for ids in page.hints] == [ids.tolist() for ids in other.hints]
+    np.testing.assert_array_equal(page.hint_ids, other.hint_ids)
+    np.testing.assert_array_equal(page.hint_counts, other.hint_counts)
+    np.testing.assert_array_equal(page.from_attributes, other.from_attributes)
     np.testing.assert_array_equal(page.distinct, other.distinct)
     np.testing.assert_array_equal(page.features, other.features)
 
@@ -159,8 +160,9 @@ def test_what_is_dropped_is_dropped_from_a_copy(tokenizer_json):
 def test_a_hint_is_its_place_in_the_vocabulary_and_an_unknown_one_says_nothing(tokenizer_json):
     page = text_encoder(tokenizer_json).encode_page(split("<p class='lead css-x1'><u>a</u></p>", kind="html"))
 
-    assert [HINTS[i] for i in page.hints[0]] == ["0:p", "1:body", "own:lead"]
-    assert page.num_tag_hints == [2]
+    assert [HINTS[i] for i in page.hint_ids] == ["0:p", "1:body", "own:lead"]
+    assert page.hint_counts.tolist() == [3]
+    assert page.from_attributes.tolist() == [False, False, True]
 
 
 def test_layout_features_tell_the_place_and_the_look_of_a_section():
@@ -209,9 +211,17 @@ def encoded_pages(draw) -> EncodedPage:
     tokens = draw(st.lists(token_rows, max_size=8, unique_by=tuple))
     count = draw(st.integers(len(tokens), len(tokens) + 4)) if tokens else 0
     distinct = draw(st.permutations([*range(len(tokens)), *[0] * (count - len(tokens))]))
-    hints = [np.array(draw(st.lists(st.integers(0, 63), max_size=3)), dtype=np.int64) for _ in range(count)]
+    counts = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    hints = np.array(draw(st.lists(st.integers(0, 63), min_size=sum(counts), max_size=sum(counts))), dtype=np.int64)
     features = np.arange(count * NUM_FEATURES, dtype=np.float32).reshape(count, NUM_FEATURES)
-    return EncodedPage(tokens, np.array(distinct, dtype=np.int64), features, hints, [0] * count)
+    return EncodedPage(
+        tokens=tokens,
+        distinct=np.array(distinct, dtype=np.int64),
+        features=features,
+        hint_ids=hints,
+        hint_counts=np.array(counts, dtype=np.int64),
+        from_attributes=hints > 31,
+    )
 
 
 def unpacked(chunks) -> list[list[int]]:
@@ -231,9 +241,9 @@ def test_packing_keeps_every_section_of_every_page_in_order(pages):
     assert [rows[i] for i in batch.row_of_section] == [page.tokens[i] for page in pages for i in page.distinct]
     assert batch.page_lengths == [len(page) for page in pages]
     assert batch.features.tolist() == [row for page in pages for row in page.features.tolist()]
-    ends = [*batch.hint_offsets[1:].tolist(), len(batch.hint_ids)] if len(batch.hint_offsets) else []
-    found = [batch.hint_ids[a:b].tolist() for a, b in zip(batch.hint_offsets.tolist(), ends, strict=True)]
-    assert found == [ids.tolist() for page in pages for ids in page.hints]
+    assert batch.hint_ids.tolist() == [hint for page in pages for hint in page.hint_ids]
+    ends = torch.cat([batch.hint_offsets[1:], torch.tensor([len(batch.hint_ids)])])[: len(batch.hint_offsets)]
+    assert (ends - batch.hint_offsets).tolist() == [count for page in pages for count in page.hint_counts]
 
 
 @GENERATED

@@ -33,14 +33,22 @@ def make_model(**shape) -> CopydeskModel:
 def make_page(sections: int, *, seed: int = 0) -> EncodedPage:
     random = np.random.default_rng(seed)
     tokens = [random.integers(1, 40, size=random.integers(1, 30)).tolist() for _ in range(sections)]
-    hints = [random.integers(0, 16, size=random.integers(0, 4)) for _ in range(sections)]
+    counts = random.integers(0, 4, size=sections)
+    hints = random.integers(0, 16, size=counts.sum())
     features = random.random((sections, NUM_FEATURES), dtype=np.float32)
-    return EncodedPage(tokens, np.arange(sections), features, hints, [0] * sections)
+    return EncodedPage(tokens, np.arange(sections), features, hints, counts, np.zeros(len(hints), dtype=bool))
 
 
 def shuffled(page: EncodedPage, order: list[int]) -> EncodedPage:
-    hints = [page.hints[i] for i in order]
-    return EncodedPage(page.tokens, page.distinct[order], page.features[order], hints, [0] * len(order))
+    hints = np.split(page.hint_ids, np.cumsum(page.hint_counts)[:-1])
+    return EncodedPage(
+        page.tokens,
+        page.distinct[order],
+        page.features[order],
+        np.concatenate([hints[i] for i in order]),
+        page.hint_counts[order],
+        page.from_attributes,
+    )
 
 
 @torch.inference_mode()
@@ -190,7 +198,7 @@ def test_one_call_returns_what_all_heads_say():
     model = make_model(page_encoders=3)
     batch, articles = collate_pages([make_page(5)]), chunk([[1, 2, 3]])
 
-    sections, topics = model(batch, articles)
+    sections, topics = model([batch] * 3, articles)
 
     assert sections.shape == (3, 5, len(CLASSES))
     assert not torch.allclose(sections[0], sections[1])
@@ -200,7 +208,7 @@ def test_one_call_returns_what_all_heads_say():
 
 def test_every_weight_is_trained_by_all_heads_together():
     model = make_model(page_encoders=2)
-    sections, topics = model(collate_pages([make_page(5)]), chunk([[1, 2, 3]]))
+    sections, topics = model([collate_pages([make_page(5)])] * 2, chunk([[1, 2, 3]]))
     (sections.sum() + topics.sum()).backward()
 
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []

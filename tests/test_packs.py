@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from copydesk.encode import NUM_FEATURES, TEXT_FEATURES, EncodedPage, Encoding, TextEncoder
+from copydesk.encode import NUM_FEATURES, TEXT_FEATURES, EncodedPage, Encoding, PageBatch, TextEncoder
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.split import split
 from train.config import TransformerFit
@@ -40,8 +40,9 @@ def make_page(number: int, *, source: str = "mine", sections: int = 4) -> Traini
             tokens=[[1_000 + number, section] for section in range(sections)],
             distinct=np.arange(sections),
             features=np.ones((sections, NUM_FEATURES), dtype=np.float32),
-            hints=[np.array([1, 2, 3])] * sections,
-            num_tag_hints=[2] * sections,
+            hint_ids=np.array([1, 2, 3] * sections),
+            hint_counts=np.full(sections, 3),
+            from_attributes=np.array([False, False, True] * sections),
         ),
         classes=np.array([BODY, *[BOILERPLATE] * (sections - 1)]),
     )
@@ -84,10 +85,15 @@ def packs() -> Packs:
 
 
 def pages_of(packed: Pack) -> list[int]:
-    if not packed.pages.chunks:
+    batch = packed.views[0]
+    if not batch.chunks:
         return []
-    tokens = torch.cat([ids[:, 0] for ids, _ in packed.pages.chunks])[packed.pages.row_of_section]
-    return [int(token) - 1_000 for token in tokens[np.cumsum([0, *packed.pages.page_lengths[:-1]])]]
+    tokens = torch.cat([ids[:, 0] for ids, _ in batch.chunks])[batch.row_of_section]
+    return [int(token) - 1_000 for token in tokens[np.cumsum([0, *batch.page_lengths[:-1]])]]
+
+
+def hint_counts(batch: PageBatch) -> torch.Tensor:
+    return torch.diff(batch.hint_offsets, append=torch.tensor([len(batch.hint_ids)]))
 
 
 def articles_of(packed: Pack) -> list[int]:
@@ -175,13 +181,36 @@ def test_hints_are_dropped_for_about_the_share_asked_for():
     )
 
     for epoch in range(2):
-        batch = packs[epoch].pages
-        counts = torch.diff(batch.hint_offsets, append=torch.tensor([len(batch.hint_ids)]))
+        batch = packs[epoch].views[0]
+        counts = hint_counts(batch)
         assert (counts == 0).float().mean() == pytest.approx(0.3, abs=0.05)
         assert (counts == 2).float().mean() == pytest.approx(0.2, abs=0.05)
         as_text = batch.features[:, len(TEXT_FEATURES) :].sum(dim=1) == 0
         assert torch.equal(as_text, counts == 0)
-    assert make_packs(pages=packs.pages, articles=[], hint_dropout=0, attribute_hint_dropout=0)[0].pages.hint_ids.any()
+    whole = make_packs(pages=packs.pages, articles=[], hint_dropout=0, attribute_hint_dropout=0)[0]
+    assert whole.views[0].hint_ids.any()
+
+
+def test_each_page_encoder_sees_the_same_pages_with_hints_of_its_own():
+    pages = [make_page(i) for i in range(100)]
+    packs = make_packs(pages=pages, articles=[], tokens_per_batch=10_000, network={"page_encoders": 2})
+
+    first, second = packs[0].views
+
+    assert first.page_lengths == second.page_lengths
+    assert torch.equal(first.row_of_section, second.row_of_section)
+    assert first.chunks
+    assert second.chunks == []
+    assert not torch.equal(hint_counts(first), hint_counts(second))
+
+
+def test_each_page_encoder_warms_up_in_an_order_of_its_own(packs):
+    epochs = [[packs.rows_of_step(step, reader) for step in range(packs.num_steps)] for reader in (0, 1)]
+
+    assert epochs[0] != epochs[1]
+    for pages, articles in (zip(*epoch, strict=True) for epoch in epochs):
+        assert sorted(itertools.chain(*pages)) == list(range(30))
+        assert sorted(itertools.chain(*articles)) == list(range(20))
 
 
 def test_single_hints_are_left_out_for_about_the_share_asked_for_and_tags_stay_before_attributes():
@@ -192,23 +221,20 @@ def test_single_hints_are_left_out_for_about_the_share_asked_for_and_tags_stay_b
         attribute_hint_dropout=0,
         hint_word_dropout=0.3,
     )
-    whole = sum(ids.size for page in packs.pages for ids in page.encoded.hints)
     thinned = [packs.with_dropped_hints(i, 0).encoded for i in range(500)]
 
-    assert sum(ids.size for page in thinned for ids in page.hints) / whole == pytest.approx(0.7, abs=0.03)
-    for page, before in zip(thinned, packs.pages, strict=True):
-        for ids, tags, all_ids, all_tags in zip(
-            page.hints, page.num_tag_hints, before.encoded.hints, before.encoded.num_tag_hints, strict=True
-        ):
-            assert set(ids[:tags]) <= set(all_ids[:all_tags])
-            assert set(ids[tags:]) <= set(all_ids[all_tags:])
+    assert sum(page.hint_ids.size for page in thinned) / (500 * 4 * 3) == pytest.approx(0.7, abs=0.03)
+    for page in thinned:
+        assert page.hint_counts.sum() == len(page.hint_ids)
+        assert ((page.hint_ids == 3) == page.from_attributes).all()
+        for ids in np.split(page.hint_ids, np.cumsum(page.hint_counts)[:-1]):
+            assert ids.tolist() == sorted(set(ids.tolist()))
 
 
 def test_which_hints_are_dropped_changes_from_epoch_to_epoch_but_not_from_run_to_run():
     def dropped(epoch: int) -> set[int]:
         packs = make_packs(pages=[make_page(i) for i in range(100)], articles=[], tokens_per_batch=10_000)
-        batch = packs[epoch].pages
-        counts = torch.diff(batch.hint_offsets, append=torch.tensor([len(batch.hint_ids)]))[::4]
+        counts = hint_counts(packs[epoch].views[0])[::4]
         return {page for page, count in zip(pages_of(packs[epoch]), counts.tolist(), strict=True) if not count}
 
     assert dropped(0) == dropped(0)
@@ -219,12 +245,12 @@ def test_rows_themselves_are_never_changed(packs):
     for i in range(len(packs)):
         packs[i]
 
-    assert all(page.encoded.features.all() and page.encoded.hints[0].size == 3 for page in packs.pages)
+    assert all(page.encoded.features.all() and page.encoded.hint_ids.size == 12 for page in packs.pages)
 
 
 def test_targets_stand_in_the_order_of_the_rows():
     articles = [make_article(i, length=9 - i) for i in range(6)]
-    packed = pack([make_page(0), make_page(1)], articles, pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[make_page(0), make_page(1)]], articles, pad_id=0, num_topics=NUM_TOPICS)
 
     assert packed.classes.tolist() == [BODY, *[BOILERPLATE] * 3] * 2
     assert packed.holds[:, 0].tolist() == [number % 2 for number in articles_of(packed)]
@@ -232,18 +258,18 @@ def test_targets_stand_in_the_order_of_the_rows():
 
 
 def test_a_pack_without_articles_has_targets_of_the_right_width():
-    packed = pack([make_page(0)], [], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[make_page(0)]], [], pad_id=0, num_topics=NUM_TOPICS)
 
     assert packed.articles == []
     assert packed.holds.shape == packed.decided.shape == (0, NUM_TOPICS)
 
 
 def test_a_pack_without_pages_is_whole():
-    packed = pack([], [make_article(0)], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[]], [make_article(0)], pad_id=0, num_topics=NUM_TOPICS)
 
     assert packed.classes.shape == (0,)
     assert packed.classes.dtype == torch.int64
-    assert packed.pages.page_lengths == []
+    assert packed.views[0].page_lengths == []
 
 
 def test_sections_of_each_class_are_counted(packs):

@@ -54,7 +54,8 @@ class TrainingArticle:
 class Pack:
     """One step's worth of rows."""
 
-    pages: PageBatch
+    views: list[PageBatch]
+    """The pages as each page encoder sees them; the chunks of their texts stand in the first."""
     classes: torch.Tensor
     """(sections,)."""
     articles: list[tuple[torch.Tensor, torch.Tensor | None]]
@@ -160,8 +161,19 @@ def batches_of(rows: Sequence[Any], sizes: Sequence[int], budget: int = 32_768) 
         yield batch
 
 
-def pack(pages: Sequence[TrainingPage], articles: Sequence[TrainingArticle], *, pad_id: int, num_topics: int) -> Pack:
-    """Pack rows as they are."""
+def pack(
+    views: Sequence[Sequence[TrainingPage]], articles: Sequence[TrainingArticle], *, pad_id: int, num_topics: int
+) -> Pack:
+    """Pack rows as they are.
+
+    Args:
+        views: the same pages as each page encoder is to see them.
+        articles: what the topic head is to read.
+        pad_id: the token that fills up rows.
+        num_topics: length of the targets of an article.
+    """
+    pages = collate_pages([page.encoded for page in views[0]], pad_id=pad_id)
+    without_texts = replace(pages, chunks=[])
     ordered = sorted(articles, key=lambda article: len(article.tokens))
     targets = [
         torch.from_numpy(np.stack([getattr(article, name) for article in ordered]))
@@ -170,8 +182,8 @@ def pack(pages: Sequence[TrainingPage], articles: Sequence[TrainingArticle], *, 
         for name in ("holds", "decided")
     ]
     return Pack(
-        pages=collate_pages([page.encoded for page in pages], pad_id=pad_id),
-        classes=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in pages]])),
+        views=[pages, *(without_texts.showing([page.encoded for page in view]) for view in views[1:])],
+        classes=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in views[0]]])),
         articles=chunk([article.tokens for article in ordered], pad_id=pad_id),
         holds=targets[0],
         decided=targets[1],
@@ -202,7 +214,7 @@ class Packs(torch.utils.data.Dataset[Pack]):
         tokens = sum(page.encoded.num_tokens * self._share(page) for page in pages)
         self.num_steps = max(1, round(tokens / settings.tokens_per_batch))
         self.num_packs = self.num_steps * num_processes
-        self._plan: tuple[int, list[list[int]], list[list[int]]] | None = None
+        self._plans: dict[int, tuple[int, list[list[int]], list[list[int]]]] = {}
 
     def __len__(self) -> int:
         return self.num_packs * self.epochs
@@ -217,8 +229,12 @@ class Packs(torch.utils.data.Dataset[Pack]):
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
         pages, articles = self.rows_of(index)
+        epoch = index // self.num_packs
         return pack(
-            [self.with_dropped_hints(i, index // self.num_packs) for i in pages],
+            [
+                [self.with_dropped_hints(i, epoch, reader) for i in pages]
+                for reader in range(self.settings.network.page_encoders)
+            ],
             [self.articles[i] for i in articles],
             pad_id=self.pad_id,
             num_topics=self.num_topics,
@@ -227,8 +243,8 @@ class Packs(torch.utils.data.Dataset[Pack]):
     def _share(self, page: TrainingPage) -> float:
         return self.settings.page_share.get(page.source, 1.0)
 
-    def _arrange(self, epoch: int) -> tuple[list[list[int]], list[list[int]]]:
-        random = np.random.default_rng([self.settings.seed, epoch])
+    def _arrange(self, epoch: int, reader: int) -> tuple[list[list[int]], list[list[int]]]:
+        random = np.random.default_rng([self.settings.seed, epoch, reader])
         drawn = random.random(len(self.pages)) < np.array([self._share(page) for page in self.pages])
         pages = self._deal({i: self.pages[i].encoded.num_tokens for i in np.flatnonzero(drawn).tolist()}, random)
         return pages, self._deal({i: len(article.tokens) for i, article in enumerate(self.articles)}, random)
@@ -247,23 +263,24 @@ class Packs(torch.utils.data.Dataset[Pack]):
             before += sizes[row]
         return packs
 
-    def rows_of(self, index: int) -> tuple[list[int], list[int]]:
-        """Return which pages and which articles an item packs."""
+    def rows_of(self, index: int, reader: int = 0) -> tuple[list[int], list[int]]:
+        """Return which pages and which articles an item packs; each reader has an order of its own."""
         epoch, number = divmod(index, self.num_packs)
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, *self._arrange(epoch))
-        return self._plan[1][number], self._plan[2][number]
+        plan = self._plans.get(reader)
+        if plan is None or plan[0] != epoch:
+            plan = self._plans[reader] = (epoch, *self._arrange(epoch, reader))
+        return plan[1][number], plan[2][number]
 
-    def rows_of_step(self, step: int) -> tuple[list[int], list[int]]:
+    def rows_of_step(self, step: int, reader: int = 0) -> tuple[list[int], list[int]]:
         """Return which pages and which articles the packs of all processes hold in a step."""
         share = self.num_packs // self.num_steps
-        packs = [self.rows_of(step * share + i) for i in range(share)]
+        packs = [self.rows_of(step * share + i, reader) for i in range(share)]
         return [row for pages, _ in packs for row in pages], [row for _, articles in packs for row in articles]
 
-    def with_dropped_hints(self, index: int, epoch: int) -> TrainingPage:
-        """Return a page as this epoch shows it: with most hints, without class names, or as plain text."""
+    def with_dropped_hints(self, index: int, epoch: int, reader: int = 0) -> TrainingPage:
+        """Return a page as this epoch shows it to a page encoder: with most hints, without class names, or as text."""
         page = self.pages[index]
-        random = np.random.default_rng([self.settings.seed, epoch, index])
+        random = np.random.default_rng([self.settings.seed, epoch, index, reader])
         draw = random.random()
         if draw < self.settings.hint_dropout:
             encoded = page.encoded.without_hints()

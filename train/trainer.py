@@ -27,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from copydesk.encode import chunk, collate_pages
 from copydesk.labels import CLASSES, SectionLabel, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.predictor import choose_device, move_batch, move_chunks, native_bfloat16
@@ -34,7 +35,7 @@ from train import checkpoints
 from train.config import TransformerFit
 from train.loss import loss_of
 from train.metrics import label_confusion, labels_of, macro_f1, precision_recall_f1, topic_counts, topic_f1
-from train.packs import Pack, Packs, TrainingArticle, TrainingPage, batches_of, pack
+from train.packs import Pack, Packs, TrainingArticle, TrainingPage, batches_of
 from train.processes import join, mean_over_processes, same_for_all
 from train.warm_up import warm_up
 
@@ -243,11 +244,11 @@ class Fitting:
         topics = np.zeros((len(rows.articles), num_topics), dtype=np.float32)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             for batch in batches_of(rows.pages, [page.encoded.num_tokens for page in rows.pages]):
-                pages = pack(batch, [], pad_id=pad_id, num_topics=num_topics).pages
+                pages = collate_pages([page.encoded for page in batch], pad_id=pad_id)
                 sections.append(model.section_logits(move_batch(pages, self.device)).float().cpu().numpy())
             order = sorted(range(len(rows.articles)), key=lambda i: len(rows.articles[i].tokens))
             for indices in batches_of(order, [len(rows.articles[i].tokens) for i in order]):
-                chunks = pack([], [rows.articles[i] for i in indices], pad_id=pad_id, num_topics=num_topics).articles
+                chunks = chunk([rows.articles[i].tokens for i in indices], pad_id=pad_id)
                 topics[indices] = model.topic_logits(move_chunks(chunks, self.device)).float().cpu().numpy()
         model.train(was_training)
         return np.concatenate([np.zeros((0, len(CLASSES)), dtype=np.float32), *sections]), topics
@@ -346,7 +347,8 @@ class CopydeskTrainer(Trainer):
         del num_items_in_batch
         batch: Pack = inputs["pack"]
         device = self.args.device
-        sections, topics = model(pages=move_batch(batch.pages, device), articles=move_chunks(batch.articles, device))
+        views = [move_batch(view, device) for view in batch.views]
+        sections, topics = model(views=views, articles=move_chunks(batch.articles, device))
         targets = [targets.to(device) for targets in (batch.classes, batch.holds, batch.decided)]
         loss = loss_of(
             sections,

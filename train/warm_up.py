@@ -1,7 +1,8 @@
 """Teach the page encoder and the heads alone, before all learn together.
 
 A page encoder that starts at random sends noise into the text encoder, which then forgets what it knew: *linear
-probing, then fine-tuning* (arXiv:2202.10054). With the text encoder fixed, each text is encoded once.
+probing, then fine-tuning* (arXiv:2202.10054). With the text encoder fixed, each text is encoded once, and each page
+encoder reads the pages in an order of its own: the less they have in common, the more their mean is worth.
 """
 
 import logging
@@ -52,27 +53,30 @@ def warm_up(
     )
     class_weights = class_weights.to(device)
     log.info("warming up: %d epochs of %d steps", settings.warm_up_epochs, packs.num_steps)
-    for step in range(steps):
-        chosen, read = packs.rows_of_step(step)  # of all processes: each does the same warm-up
-        shown = [packs.with_dropped_hints(i, step // packs.num_steps) for i in chosen]
+    readers = range(len(model.page_encoders))
+
+    def loss_in(step: int, reader: int) -> torch.Tensor:
+        chosen, read = packs.rows_of_step(step, reader)  # of all processes: each does the same warm-up
+        shown = [packs.with_dropped_hints(i, step // packs.num_steps, reader) for i in chosen]
         batch = move_batch(collate_encoded([page.encoded for page in shown]), device)
         rows = torch.cat([torch.zeros(0, pages[0].shape[1]), *[pages[i] for i in chosen]]).to(device)
         classes = np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in shown]])
         targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
         marks = torch.zeros(0, 2, packs.num_topics) if targets is None else torch.from_numpy(targets)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            sections = model.each_section_logits(rows, batch)
-            topics = model.topic_head(articles[read].to(device)).float()
-            loss = loss_of(
-                sections,
-                topics,
+            return loss_of(
+                model.section_logits_of(reader, rows, batch)[None],
+                model.topic_head(articles[read].to(device)).float(),
                 torch.from_numpy(classes).to(device),
                 marks[:, 0].to(device),
                 marks[:, 1].to(device),
                 class_weights=class_weights,
                 topic_weight=settings.topic_weight,
             )
+
+    for step in range(steps):
         optimizer.zero_grad()
+        loss = torch.stack([loss_in(step, reader) for reader in readers]).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -150,9 +150,9 @@ def _network_of(desk: Predictor, network: Clock, counts: Counter[str]) -> list[t
         counts["flops"] += int(text_flops(model.encoder, lengths))
         return encode_rows(chunks)
 
-    def counted_sections(rows: Any, batch: PageBatch) -> Any:
-        counts["flops"] += int(page_flops(model, batch.page_lengths))
-        return each_section_logits(rows, batch)
+    def counted_sections(rows: Any, views: Sequence[PageBatch]) -> Any:
+        counts["flops"] += int(page_flops(model, views[0].page_lengths))
+        return each_section_logits(rows, views)
 
     return [(model, "encode_rows", counted_rows), (model, "each_section_logits", counted_sections)]
 

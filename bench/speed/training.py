@@ -185,11 +185,11 @@ def _counts(saved: SavedModel, rows: Rows, settings: TransformerFit) -> Sample:
     real = padded = 0
     flops = 0.0
     for pack in (packs[i] for i in range(len(packs))):
-        chunks = [*pack.pages.chunks, *pack.articles]
+        chunks = [*pack.views[0].chunks, *pack.articles]
         lengths = row_lengths(chunks)
         real += sum(lengths)
         padded += padded_tokens(chunks)
-        flops += text_flops(saved.model.encoder, lengths) + page_flops(saved.model, pack.pages.page_lengths)
+        flops += text_flops(saved.model.encoder, lengths) + page_flops(saved.model, pack.views[0].page_lengths)
     return {"real": real, "padded": padded, "flops": TRAINING * flops}
 
 
