@@ -276,7 +276,7 @@ def _facts(folder: Path, manifest: "Manifest", description: "Description") -> di
         "run": manifest.run,
         "standalone": base is None,
         "base": base and base.model_dump(include={"name", "sha256"}),
-        "network": description.network,
+        "network": description.network.model_dump(),
         "encoding": description.encoding.model_dump(),
         "classes": description.classes,
         "section_temperature": description.section_temperature,

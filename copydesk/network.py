@@ -1,19 +1,20 @@
-"""The network: section encoder, page encoders, section heads, topic head. Tensors in, logits out.
+"""The network: text encoder, page encoders, section heads, topic head. Tensors in, logits out.
 
 Knows weights and shapes; knows nothing of text, thresholds or files. Shapes: S sections of all pages of a batch, D the
 encoder's width, P page encoders, C classes, A articles, T topics.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from copydesk.bert import Bert, BertSettings
 from copydesk.encode import NUM_FEATURES, PageBatch
 from copydesk.labels import CLASSES
 
@@ -21,55 +22,33 @@ MAX_GROUP_SECTIONS = 2_048
 """Sections that the layers of a page encoder hold at once; more where a window is longer."""
 
 
-class CopydeskConfig(PretrainedConfig):
-    """Shape of the network."""
+class CopydeskConfig(BaseModel):
+    """Shape of the network; saved with a model."""
 
-    model_type = "copydesk"
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    def __init__(  # noqa: PLR0913 (transformers passes a config's fields one by one)
-        self,
-        *,
-        encoder: dict[str, Any] | None = None,
-        num_topics: int = 0,
-        page_width: int = 256,
-        page_layers: int = 2,
-        page_encoders: int = 1,
-        num_hints: int = 1,
-        hint_width: int = 64,
-        window_sections: int = 1_024,
-        window_overlap: int = 256,
-        dropout: float = 0.0,
-        vector_dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        """Describe a network.
-
-        Args:
-            encoder: config of the section encoder, as its `to_dict()` gives it.
-            num_topics: logits of the topic head.
-            page_width: width of the page encoder, a multiple of 64.
-            page_layers: its depth; 0 judges each section by itself.
-            page_encoders: how many read each page, their probabilities averaged.
-            num_hints: size of the vocabulary of hints.
-            hint_width: width of their embeddings.
-            window_sections: sections that the page encoder reads at once.
-            window_overlap: sections that neighbouring windows share.
-            dropout: on the page encoder's residuals, in training.
-            vector_dropout: on the section vectors that it reads, in training.
-            kwargs: what transformers keeps in every config.
-        """
-        self.encoder = encoder
-        self.num_topics = num_topics
-        self.page_width = page_width
-        self.page_layers = page_layers
-        self.page_encoders = page_encoders
-        self.num_hints = num_hints
-        self.hint_width = hint_width
-        self.window_sections = window_sections
-        self.window_overlap = window_overlap
-        self.dropout = dropout
-        self.vector_dropout = vector_dropout
-        super().__init__(**kwargs)
+    encoder: dict[str, Any]
+    """Config of the text encoder, as transformers writes it, with its `model_type`."""
+    num_topics: int
+    """Logits of the topic head."""
+    page_width: int = 256
+    """Width of the page encoders, a multiple of 64."""
+    page_layers: int = 2
+    """Their depth; 0 judges each section by itself."""
+    page_encoders: int = 1
+    """How many read each page, their probabilities averaged."""
+    num_hints: int = 1
+    """Size of the vocabulary of hints."""
+    hint_width: int = 64
+    """Width of their embeddings."""
+    window_sections: int = 1_024
+    """Sections that a page encoder reads at once."""
+    window_overlap: int = 256
+    """Sections that neighbouring windows share."""
+    dropout: float = 0.0
+    """On the residuals of the page encoders, in training."""
+    vector_dropout: float = 0.0
+    """On the section vectors that they read, in training."""
 
 
 class PageLayer(nn.Module):
@@ -143,6 +122,7 @@ class PageEncoder(nn.Module):
         self.section_projection = nn.Linear(width, config.page_width)
         self.feature_projection = nn.Linear(NUM_FEATURES, config.page_width)
         self.hint_embedding = nn.EmbeddingBag(config.num_hints, config.hint_width, mode="sum")
+        nn.init.normal_(self.hint_embedding.weight, std=0.02)  # a hint never seen in training must say next to nothing
         self.hint_projection = nn.Linear(config.hint_width, config.page_width)
         self.layers = nn.ModuleList(
             PageLayer(config.page_width, dropout=config.dropout) for _ in range(config.page_layers)
@@ -178,32 +158,30 @@ class PageEncoder(nn.Module):
         return torch.cat(kept)
 
 
-class CopydeskModel(PreTrainedModel):
+class CopydeskModel(nn.Module):
     """Section logits for pages and topic logits for articles, from one text encoder."""
 
-    config_class = CopydeskConfig
-    base_model_prefix = "copydesk"
-
-    def __init__(self, config: CopydeskConfig, encoder: PreTrainedModel | None = None) -> None:
-        """Build the network; without `encoder` one with random weights from `config.encoder`."""
-        super().__init__(config)
-        if encoder is None:
-            settings = dict(config.encoder or {})
-            encoder = AutoModel.from_config(AutoConfig.for_model(**settings))
-        if getattr(encoder, "pooler", None) is not None:
-            encoder.pooler = None  # sections are mean-pooled; unused weights would break distributed training
-        self.encoder = encoder
-        width = encoder.config.hidden_size
-        self.page_encoders = nn.ModuleList(PageEncoder(config, width) for _ in range(config.page_encoders))
+    def __init__(self, shape: CopydeskConfig) -> None:
+        """Build the network with random weights."""
+        super().__init__()
+        self.shape = shape
+        self.encoder = _build_encoder(shape.encoder)
+        width = self.encoder.config.hidden_size
+        self.page_encoders = nn.ModuleList(PageEncoder(shape, width) for _ in range(shape.page_encoders))
         self.section_heads = nn.ModuleList(
-            nn.Linear(config.page_width, len(CLASSES)) for _ in range(config.page_encoders)
+            nn.Linear(shape.page_width, len(CLASSES)) for _ in range(shape.page_encoders)
         )
-        self.topic_head = nn.Linear(width, config.num_topics)
-        self.post_init()
+        self.topic_head = nn.Linear(width, shape.num_topics)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.EmbeddingBag):
-            nn.init.normal_(module.weight, std=0.02)  # a word never seen in training must say next to nothing
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.topic_head.weight.device
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """What the text encoder computes in outside of autocast."""
+        return next(self.encoder.parameters()).dtype
 
     def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return mean-pooled vectors (rows of all chunks, D) in float32."""
@@ -250,3 +228,15 @@ class CopydeskModel(PreTrainedModel):
     def topic_logits(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return (A, T), articles in the order of the chunks' rows."""
         return self.topic_head(self.encode_rows(chunks)).float()
+
+
+def _build_encoder(settings: Mapping[str, Any]) -> Any:
+    bert = BertSettings.read(settings)
+    if bert is not None:
+        return Bert(bert)
+    from transformers import AutoConfig, AutoModel  # slow to import
+
+    encoder = AutoModel.from_config(AutoConfig.for_model(**settings))
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # sections are mean-pooled; unused weights would break distributed training
+    return encoder

@@ -129,13 +129,13 @@ class Predictor:
         self.max_batch_tokens, self.max_batch_sections = max_batch_tokens, max_batch_sections
         self.max_batch_pages = max_batch_pages
         self.model = saved.model
-        torch.nn.Module.to(self.model, self.device)
+        self.model.to(self.device)
         if native_bfloat16(self.device):
-            torch.nn.Module.to(self.model.encoder, torch.bfloat16)  # the rest costs little and stays exact
+            self.model.encoder.to(torch.bfloat16)  # the rest costs little and stays exact
         self.thresholds = saved.thresholds
         self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
         self._pad_id = self.model.encoder.config.pad_token_id or 0
-        log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.model.encoder.dtype)
+        log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.model.encoder_dtype)
 
     def predict_one(self, page: str | bytes, *, kind: Kind = "auto") -> Page:
         """Read one page.

@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +57,7 @@ class Base(_Part):
 class Description(_Part):
     """What a model is, tensors apart."""
 
-    network: dict[str, Any]
-    """Arguments of `CopydeskConfig`."""
+    network: CopydeskConfig
     encoding: Encoding
     hints: list[str]
     """Order of the hint embeddings: what the elements around a section may say that the model understands."""
@@ -188,9 +186,8 @@ def load_saved(folder: Path | str) -> SavedModel:
 
 
 def _build(folder: Path, description: Description) -> CopydeskModel:
-    config = CopydeskConfig(**description.network)
-    with torch.device("meta"):
-        model = CopydeskModel(config)
+    with torch.random.fork_rng(devices=[]):  # on the meta device nothing would be drawn, but it takes seconds to import
+        model = CopydeskModel(description.network)
     tensors = _tensors(folder / WEIGHTS, description.base)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
@@ -201,20 +198,7 @@ def _build(folder: Path, description: Description) -> CopydeskModel:
             f"another shape, the first {wrong[0]}. Fetch the folder again"
         )
     model.load_state_dict(tensors, assign=True)
-    _restore_buffers(model)
     return model
-
-
-def _restore_buffers(model: CopydeskModel) -> None:
-    """Compute the buffers that are not saved (position ids and the like), which a meta device leaves empty."""
-    if not any(buffer.is_meta for buffer in model.buffers()):
-        return
-    from transformers import AutoConfig, AutoModel
-
-    fresh = AutoModel.from_config(AutoConfig.for_model(**model.config.encoder))
-    for name, buffer in fresh.named_buffers():
-        owner, _, attribute = name.rpartition(".")
-        model.encoder.get_submodule(owner).register_buffer(attribute, buffer, persistent=False)
 
 
 def _tensors(weights: Path, base: Base | None) -> dict[str, torch.Tensor]:

@@ -92,7 +92,7 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    encoder = facts["network"].get("encoder") or {}
+    encoder = facts["network"]["encoder"]
     shown = facts | {
         "network": {name: value for name, value in facts["network"].items() if name != "encoder"},
         "encoder": {name: encoder[name] for name in _ENCODER_FACTS if name in encoder},

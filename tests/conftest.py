@@ -157,21 +157,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = CopydeskModel(config, BertModel(encoder, add_pooling_layer=False))
+        model = CopydeskModel(config)
         model.page_encoders[0].feature_projection.weight.data *= 20  # else one label wins on every section
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_folder(
         folder,
         tensors=model.state_dict(),
         description=Description(
-            network={
-                "encoder": config.encoder,
-                "num_topics": len(TOPICS),
-                "page_width": config.page_width,
-                "page_layers": config.page_layers,
-                "num_hints": config.num_hints,
-                "hint_width": config.hint_width,
-            },
+            network=config,
             encoding=encoding,
             hints=HINTS,
             classes=list(CLASSES),

@@ -5,26 +5,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, PretrainedConfig, RobertaConfig, RobertaModel
 
 from copydesk import network
 from copydesk.encode import NUM_FEATURES, EncodedPage, chunk, collate_pages
 from copydesk.labels import CLASSES
 from copydesk.network import CopydeskConfig, CopydeskModel, PageLayer, windows_of
 
-ENCODER = BertConfig(
-    vocab_size=40,
-    hidden_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=64,
-    max_position_embeddings=64,
-)
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+ENCODER = BertConfig(**SIZES)
 
 
-def make_model(**shape) -> CopydeskModel:
+def make_model(*, encoder: PretrainedConfig = ENCODER, **shape) -> CopydeskModel:
     settings = {"page_width": 64, "page_layers": 1, "num_hints": 16, "hint_width": 8, "num_topics": 3}
-    config = CopydeskConfig(encoder=ENCODER.to_dict(), **settings | shape)
+    config = CopydeskConfig(encoder=encoder.to_dict(), **settings | shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return CopydeskModel(config).eval()
@@ -214,12 +215,12 @@ def test_every_weight_is_trained_by_all_heads_together():
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
-def test_a_pooler_that_nobody_reads_is_dropped():
-    encoder = BertModel(ENCODER, add_pooling_layer=True)
+def test_encoders_of_other_families_are_those_of_transformers_less_the_pooler():
+    model = make_model(encoder=RobertaConfig(**SIZES))
 
-    model = CopydeskModel(CopydeskConfig(encoder=ENCODER.to_dict(), num_topics=1), encoder)
-
+    assert isinstance(model.encoder, RobertaModel)
     assert [name for name in model.state_dict() if "pooler" in name] == []
+    assert model.section_logits(collate_pages([make_page(5)])).shape == (5, len(CLASSES))
 
 
 def test_an_untrained_hint_says_next_to_nothing():

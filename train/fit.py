@@ -29,7 +29,7 @@ from train.config import BaselineFit, Experiment, TransformerFit, experiment_of,
 from train.packs import choose_hints, encode_rows, load_rows
 from train.processes import join, leave
 from train.sources.articles import read_topics
-from train.trainer import Fitting, Rows, network_arguments, trained_tensors
+from train.trainer import Fitting, Rows, trained_tensors
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _fit_transformer(
         "kind": "transformer",
         "encoder": settings.encoder,
         "encoder_sha256": sha256_of(folder / "model.safetensors"),
-        "network": network_arguments(model),
+        "network": model.shape.model_dump(),
         "hints": hints,
         "lora_scale": 1.0 if settings.tuning == "lora" else None,
         "best_step": trainer.state.best_global_step,

@@ -19,7 +19,7 @@ import torch
 
 import copydesk
 from copydesk.encoder import sha256_of
-from copydesk.network import CopydeskConfig, CopydeskModel
+from copydesk.network import CopydeskModel
 from copydesk.predictor import Document
 from copydesk.registry import CHALLENGER, CHAMPION, SCHEME, fetch, tracking_uri
 from copydesk.saved import read_description, read_manifest
@@ -146,7 +146,7 @@ def _run_of(version: Version) -> str:
 def _cost(folder: Path) -> Cost:
     description = read_description(folder)
     with torch.device("meta"):
-        network = CopydeskModel(CopydeskConfig(**description.network))
+        network = CopydeskModel(description.network)
     return Cost(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         bytes=sum((folder / file).stat().st_size for file in read_manifest(folder).files),

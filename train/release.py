@@ -205,15 +205,16 @@ def _write_folder(
     card: str,
 ) -> None:
     trained = load_file(experiment.fitted / "trained.safetensors")
+    network = CopydeskConfig(**summary["network"])
     with torch.device("meta"):
-        names = CopydeskModel(CopydeskConfig(**summary["network"])).state_dict()
+        names = CopydeskModel(network).state_dict()
     base = encoder_folder(settings.encoder, sha256=summary["encoder_sha256"])
     dtype = torch.bfloat16 if experiment.release.weights == "bfloat16" else torch.float32
     save_folder(
         experiment.released,
         tensors={name: tensor.to(dtype) for name, tensor in trained.items()},
         description=Description(
-            network=summary["network"],
+            network=network,
             encoding=settings.encoding,
             hints=summary["hints"],
             classes=list(CLASSES),

@@ -91,20 +91,23 @@ class Fitting:
         if kept is not None and kept > (depth := AutoConfig.from_pretrained(self.encoder).num_hidden_layers):
             raise ValueError(f"fit.encoder_layers is {kept}, expected at most {depth}: {settings.encoder} has no more")
         # Any dropout leaves the fast attention of the CPU: none in the encoder.
-        encoder = AutoModel.from_pretrained(
+        pretrained = AutoModel.from_pretrained(
             self.encoder,
             dtype=torch.float32,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             **({} if kept is None else {"num_hidden_layers": kept}),
         )
-        config = CopydeskConfig(
-            encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},
-            num_topics=len(self.topics),
-            num_hints=max(1, self.num_hints),
-            **settings.network.model_dump(),
+        model = CopydeskModel(
+            CopydeskConfig(
+                encoder=pretrained.config.to_diff_dict() | {"model_type": pretrained.config.model_type},
+                num_topics=len(self.topics),
+                num_hints=max(1, self.num_hints),
+                **settings.network.model_dump(),
+            )
         )
-        model = CopydeskModel(config, encoder=encoder)
+        weights = pretrained.state_dict()
+        model.encoder.load_state_dict({name: weights[name] for name in model.encoder.state_dict()})  # all but a pooler
         if settings.tuning != "full":
             model.encoder.requires_grad_(requires_grad=False)
         if settings.tuning == "lora":
@@ -412,15 +415,6 @@ def validation_scores(fitting: Fitting, model: CopydeskModel, rows: Rows) -> dic
 def _label_scores(confusion: np.ndarray) -> dict[str, float]:
     f1 = precision_recall_f1(confusion)[2]
     return {f"eval_step_{label}_f1": float(f1[i]) for i, label in enumerate(SectionLabel)}
-
-
-def network_arguments(model: CopydeskModel) -> dict[str, Any]:
-    """Return the arguments from which `CopydeskConfig` makes the config of this network again."""
-    names = (
-        "num_topics page_width page_layers page_encoders num_hints hint_width window_sections window_overlap dropout "
-        "vector_dropout encoder"
-    ).split()
-    return {name: getattr(model.config, name) for name in names}
 
 
 def trained_tensors(model: CopydeskModel) -> dict[str, torch.Tensor]:

@@ -6,10 +6,10 @@ Knows the network's shapes; knows nothing of pages. A multiplication with an add
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from bench.speed.apart import Sample
 from copydesk.network import CopydeskModel
@@ -26,7 +26,7 @@ def linear_flops(module: nn.Module) -> int:
     return sum(2 * part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def text_flops(encoder: PreTrainedModel, lengths: Iterable[int]) -> float:
+def text_flops(encoder: nn.Module, lengths: Iterable[int]) -> float:
     """Return what the text encoder's forward pass costs, padding apart.
 
     Args:
@@ -34,7 +34,8 @@ def text_flops(encoder: PreTrainedModel, lengths: Iterable[int]) -> float:
         lengths: tokens of each row.
     """
     linear = linear_flops(encoder)
-    attention = 4 * encoder.config.hidden_size * encoder.config.num_hidden_layers  # scores, weighted values
+    config: Any = encoder.config
+    attention = 4 * config.hidden_size * config.num_hidden_layers  # scores, weighted values
     return float(sum(length * (linear + attention * length) for length in lengths))
 
 
@@ -45,10 +46,10 @@ def page_flops(model: CopydeskModel, page_lengths: Iterable[int]) -> float:
         model: the network.
         page_lengths: sections of each page.
     """
-    config = model.config
+    shape = model.shape
     linear = linear_flops(model.page_encoders) + linear_flops(model.section_heads)
-    attention = 4 * config.page_width * config.page_layers * config.page_encoders
-    return float(sum(length * (linear + attention * min(length, config.window_sections)) for length in page_lengths))
+    attention = 4 * shape.page_width * shape.page_layers * shape.page_encoders
+    return float(sum(length * (linear + attention * min(length, shape.window_sections)) for length in page_lengths))
 
 
 def row_lengths(chunks: Chunks) -> list[int]:

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
+from copydesk.bert import Hidden
 from copydesk.encode import collate_pages
 from copydesk.predictor import Document, Predictor, tune_malloc
 from copydesk.saved import load_saved
@@ -26,18 +25,18 @@ _INPUTS, _OUTPUT = ("input_ids", "attention_mask"), "hidden"
 class Engine(nn.Module):
     """Stands where the text encoder stood."""
 
-    def __init__(self, config: PreTrainedConfig, run: Run) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.config, self.run = config, run
+        self.run = run
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
-        """Return hidden states as transformers' models do."""
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Hidden:
+        """Return hidden states."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return BaseModelOutput(torch.from_numpy(self.run(input_ids.numpy(), mask.numpy())))
+        return Hidden(torch.from_numpy(self.run(input_ids.numpy(), mask.numpy())))
 
 
 class _Hidden(nn.Module):
-    def __init__(self, encoder: PreTrainedModel) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -45,7 +44,7 @@ class _Hidden(nn.Module):
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def export(encoder: PreTrainedModel, path: Path) -> None:
+def export(encoder: nn.Module, path: Path) -> None:
     """Write a text encoder in float32 as ONNX, rows and tokens free."""
     ids = torch.ones(3, 16, dtype=torch.long)
     mask = torch.ones_like(ids)
@@ -134,5 +133,5 @@ def _predictor(model: str, start: Callable[[Path], Run]) -> Predictor:
         export(saved.model.encoder, Path(folder) / "encoder.onnx")
         run = start(Path(folder) / "encoder.onnx")
     desk = Predictor(saved, device="cpu")
-    desk.model.encoder = Engine(desk.model.encoder.config, run)
+    desk.model.encoder = Engine(run)
     return desk

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from copydesk.saved import load_saved
 
@@ -72,8 +72,9 @@ def save_stock(setup: Setup) -> None:
         ModelError, EncoderError: the model folder cannot be used.
     """
     saved = load_saved(setup.model)
-    encoder = saved.model.encoder
-    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = DROPOUT
+    dropout = {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT}
+    encoder = AutoModel.from_config(AutoConfig.for_model(**saved.model.shape.encoder | dropout))
+    encoder.load_state_dict(saved.model.encoder.state_dict(), strict=False)  # ours lacks the pooler, which is not read
     encoder.save_pretrained(setup.stock)
     PreTrainedTokenizerFast(
         tokenizer_object=saved.tokenizer,

@@ -163,11 +163,11 @@ def _holds(saved: SavedModel, topics: Sequence[str]) -> np.ndarray:
 def _settings(saved: SavedModel, stock: str, rows: Rows) -> TransformerFit:
     page_tokens = sum(page.encoded.num_tokens for page in rows.pages)
     steps = max(1, round(max(page_tokens, sum(len(row.tokens) for row in rows.articles)) / TOKENS_PER_STEP))
-    described = saved.description.network
+    described = saved.description.network.model_dump(include=set(Network.model_fields))
     return TransformerFit(
         kind="transformer",
         encoder=stock,
-        network=Network(**{name: described[name] for name in Network.model_fields if name in described}),
+        network=Network(**described),
         epochs=1,
         tokens_per_batch=max(1, page_tokens // steps),
         learning_rate=5e-5,

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from copydesk.bert import Bert, BertSettings
+
+CONFIG = BertConfig(
+    vocab_size=40,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=16,
+    layer_norm_eps=1e-3,
+)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Bert, BertModel]:
+    """Build transformers' model with random weights, and ours with the same ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = BertModel(CONFIG, add_pooling_layer=False).eval()
+    for weight in theirs.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    settings = BertSettings.read(CONFIG.to_dict())
+    assert settings is not None
+    ours = Bert(settings)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_hidden_states_and_gradients_are_those_of_transformers(pair, padded):
+    ids = torch.randint(1, 40, (5, 16), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([16, 1, 7, 15, 3])
+    mask = (torch.arange(16) < lengths[:, None]).long() if padded else None
+    weights = []
+    hidden = []
+    for model in pair:
+        model.zero_grad()
+        read = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        read = read if mask is None else read * mask[..., None]
+        read.square().sum().backward()
+        hidden.append(read)
+        weights.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+
+    torch.testing.assert_close(*hidden, rtol=1e-5, atol=1e-5)
+    assert weights[0].keys() == weights[1].keys()
+    for name, gradient in weights[0].items():
+        torch.testing.assert_close(gradient, weights[1][name], rtol=1e-3, atol=1e-3)
+
+
+def test_settings_left_out_are_what_transformers_takes_them_for():
+    settings = BertSettings.read({"model_type": "bert"})
+    assert settings is not None
+
+    assert BertSettings.read(BertConfig().to_dict()) == settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "roberta"},
+        {"hidden_act": "relu"},
+        {"is_decoder": True},
+        {"position_embedding_type": "relative_key"},
+        {"hidden_size": "wide"},
+    ],
+)
+def test_what_bert_is_not_is_left_to_transformers(change):
+    assert BertSettings.read(CONFIG.to_dict() | change) is None
