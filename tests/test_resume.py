@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from copydesk.encoder import sha256_of
@@ -53,7 +54,7 @@ PLACES: dict[str, tuple[Any, str, Callable | None]] = {
     "step": (trainer.CopydeskTrainer, "training_step", None),
     "end of step": (trainer.CheckpointCallback, "on_step_end", None),
     "validation": (trainer, "validation_scores", None),
-    "weights": (trainer.CopydeskModel, "save_pretrained", lambda _, folder: Path(folder, "model.safetensors")),
+    "weights": (safetensors.torch, "save_file", lambda _, file: Path(file)),
     "optimizer": (torch, "save", lambda _, file: Path(file)),
     "seal": (checkpoints, "seal", None),
     "sync": (os, "fsync", None),
