@@ -7,10 +7,10 @@ encoder's width, P page encoders, C classes, A articles, T topics.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import nn
 from torch.nn import functional
 
@@ -22,33 +22,44 @@ MAX_GROUP_SECTIONS = 2_048
 """Sections that the layers of a page encoder hold at once; more where a window is longer."""
 
 
-class CopydeskConfig(BaseModel):
-    """Shape of the network; saved with a model."""
+class PageShape(BaseModel):
+    """Shape of what stands above the text encoder: what a config may choose."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    page_width: PositiveInt = 256
+    """Width of the page encoders, a multiple of 64."""
+    page_layers: NonNegativeInt = 2
+    """Their depth; 0 judges each section by itself."""
+    page_encoders: PositiveInt = 1
+    """How many read each page, their probabilities averaged."""
+    hint_width: PositiveInt = 64
+    """Width of the embeddings of hints."""
+    window_sections: PositiveInt = 1_024
+    """Sections that a page encoder reads at once."""
+    window_overlap: NonNegativeInt = 256
+    """Sections that neighbouring windows share."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On the residuals of the page encoders, in training."""
+    vector_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On the section vectors that they read, in training."""
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> Self:
+        if self.window_overlap >= self.window_sections:
+            raise ValueError("window_overlap must be smaller than window_sections")
+        return self
+
+
+class CopydeskConfig(PageShape):
+    """Shape of the whole network; saved with a model."""
 
     encoder: dict[str, Any]
     """Config of the text encoder, as transformers writes it, with its `model_type`."""
     num_topics: int
     """Logits of the topic head."""
-    page_width: int = 256
-    """Width of the page encoders, a multiple of 64."""
-    page_layers: int = 2
-    """Their depth; 0 judges each section by itself."""
-    page_encoders: int = 1
-    """How many read each page, their probabilities averaged."""
     num_hints: int = 1
     """Size of the vocabulary of hints."""
-    hint_width: int = 64
-    """Width of their embeddings."""
-    window_sections: int = 1_024
-    """Sections that a page encoder reads at once."""
-    window_overlap: int = 256
-    """Sections that neighbouring windows share."""
-    dropout: float = 0.0
-    """On the residuals of the page encoders, in training."""
-    vector_dropout: float = 0.0
-    """On the section vectors that they read, in training."""
 
 
 class PageLayer(nn.Module):
@@ -194,7 +205,7 @@ class CopydeskModel(nn.Module):
                 weights = mask[..., None].float()
                 vectors.append((hidden * weights).sum(dim=1) / weights.sum(dim=1))
         if not vectors:
-            return torch.zeros(0, self.encoder.config.hidden_size, device=self.device)
+            return torch.zeros(0, self.topic_head.in_features, device=self.device)
         return torch.cat(vectors)
 
     def section_logits(self, batch: PageBatch) -> torch.Tensor:

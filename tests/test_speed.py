@@ -116,6 +116,7 @@ def test_the_cost_of_page_layers_grows_no_faster_than_pages_once_they_fill_a_win
                 page_layers=2,
                 page_encoders=3,
                 window_sections=100,
+                window_overlap=25,
             )
         )
 

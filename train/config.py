@@ -25,6 +25,7 @@ from pydantic import (
 
 from copydesk.encode import Encoding
 from copydesk.encoder import MINILM
+from copydesk.network import PageShape
 
 
 class ConfigError(ValueError):
@@ -124,25 +125,6 @@ class Prepare(Part):
     seed: int = 0
 
 
-class Network(Part):
-    """Shape of the network above the text encoder."""
-
-    page_width: PositiveInt = 256
-    page_layers: NonNegativeInt = 2
-    page_encoders: PositiveInt = 1
-    hint_width: PositiveInt = 64
-    window_sections: PositiveInt = 1_024
-    window_overlap: NonNegativeInt = 256
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    vector_dropout: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _windows_advance(self) -> "Network":
-        if self.window_overlap >= self.window_sections:
-            raise ValueError("window_overlap must be smaller than window_sections")
-        return self
-
-
 class TransformerFit(Part):
     """Stage 2 with a transformer."""
 
@@ -160,7 +142,7 @@ class TransformerFit(Part):
     min_hint_sites: PositiveInt = 3
     """Tags, class words and link words are hints if at least so many training sites use them: those of one site teach
     nothing of others."""
-    network: Network = Network()
+    network: PageShape = PageShape()
     warm_up_epochs: NonNegativeInt = 0
     """Epochs in which the page encoder and the heads learn alone, on fixed vectors of the pretrained encoder, before
     all learn together (linear probing, then fine-tuning: arXiv:2202.10054). Cheap: the texts are encoded once."""

@@ -30,9 +30,10 @@ from bench.speed.pages import read_long_articles, read_pages
 from bench.speed.setup import Setup
 from copydesk.encode import TextEncoder
 from copydesk.labels import CLASSES
+from copydesk.network import PageShape
 from copydesk.predictor import tune_malloc
 from copydesk.saved import SavedModel, load_saved
-from train.config import Network, TransformerFit
+from train.config import TransformerFit
 from train.packs import Packs, TrainingArticle, TrainingPage
 from train.trainer import Fitting, Rows
 
@@ -163,11 +164,11 @@ def _holds(saved: SavedModel, topics: Sequence[str]) -> np.ndarray:
 def _settings(saved: SavedModel, stock: str, rows: Rows) -> TransformerFit:
     page_tokens = sum(page.encoded.num_tokens for page in rows.pages)
     steps = max(1, round(max(page_tokens, sum(len(row.tokens) for row in rows.articles)) / TOKENS_PER_STEP))
-    described = saved.description.network.model_dump(include=set(Network.model_fields))
+    described = saved.description.network.model_dump(include=set(PageShape.model_fields))
     return TransformerFit(
         kind="transformer",
         encoder=stock,
-        network=Network(**described),
+        network=PageShape(**described),
         epochs=1,
         tokens_per_batch=max(1, page_tokens // steps),
         learning_rate=5e-5,
