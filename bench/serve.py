@@ -1,8 +1,9 @@
 """The service beside `predict` in one process and beside `mlflow models serve`: the same pages, one run.
 
-Run `python -m bench.serve --pages data/sample/pages [--model DIR] [--clients 16] [--rounds 3] [--seconds 15]`. Each
-client sends one page a request and waits for its answer. The three take turns; throughput is the median of the turns.
-Say with numbers which machine they are of: they hold within one run only.
+Run `python -m bench.serve [--model DIR] [--clients 16] [--rounds 3] [--pages 96]`. Each client sends one page a
+request and waits for its answer. The three take turns, each with pages that it has not read before, for vectors of
+sections that come again are remembered. Throughput is the median of the turns. Say with numbers which machine they are
+of: they hold within one run only.
 """
 
 import argparse
@@ -14,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
 import copydesk
 from bench.speed.measure import alternate
-from copydesk.inputs import find_pages, read_bytes
+from bench.speed.pages import read_pages
 from copydesk.registry import package
 
 _SERVICE_PORT, _MLFLOW_PORT = 18_080, 18_081
@@ -34,7 +35,7 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client sends, over and over."""
+    """What a client sends."""
 
     path: str
     kind: str
@@ -61,36 +62,47 @@ def main() -> None:
     """Print a table of all three, and whether the goals are met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="models/released")
-    parser.add_argument("--pages", nargs="+", default=["data/sample/pages"])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
-    parser.add_argument("--seconds", type=float, default=15, help="of a turn")
+    parser.add_argument("--pages", type=int, default=96, help="of a turn")
     options = parser.parse_args()
-    sources = [path for path in find_pages(options.pages) if isinstance(path, str) and ".htm" in path]
-    pages = [read_bytes(path, max_bytes=2**22).decode("utf-8", "replace") for path in sources]
-    seconds, clients = options.seconds, options.clients
+    count, clients = options.pages, options.clients
+    pages = [page.content for page in read_pages(count * options.rounds + 2)]
+    warming, pages = pages[:2], pages[2:]
     desk = copydesk.load(options.model)
-    desk.predict(pages[:2])
+    desk.predict(warming)
     with ExitStack() as stack:
-        ours, theirs = (stack.enter_context(started(options.model, pages)) for started in (service, mlflow_server))
+        stack.enter_context(service(options.model))
+        stack.enter_context(mlflow_server(options.model, example=warming[0]))
+
+        def served(pages: Sequence[str]) -> Result:
+            return measure(map(to_service, pages), port=_SERVICE_PORT, clients=clients)
+
+        def invoked(pages: Sequence[str]) -> Result:
+            return measure(map(to_mlflow, pages), port=_MLFLOW_PORT, clients=clients)
+
+        served(warming)
+        invoked(warming)
+        parts = [pages[i : i + count] for i in range(0, len(pages), count)]
+        for_predict, for_service, for_mlflow = iter(parts), iter(parts), iter(parts)
         turns = alternate(
             {
-                "`predict` in one process": lambda: in_process(desk, pages, seconds=seconds),
-                "`copydesk serve`": lambda: measure(ours, port=_SERVICE_PORT, clients=clients, seconds=seconds),
-                "`mlflow models serve`": lambda: measure(theirs, port=_MLFLOW_PORT, clients=clients, seconds=seconds),
+                "`predict` in one process": lambda: in_process(desk, next(for_predict)),
+                "`copydesk serve`": lambda: served(next(for_service)),
+                "`mlflow models serve`": lambda: invoked(next(for_mlflow)),
             },
             repeats=options.rounds,
         )
     results = {name: joined(results) for name, results in turns.items()}
-    print(f"{len(pages)} pages, {clients} clients, {options.rounds} times {seconds:g} s each, {os.cpu_count()} cores\n")
+    print(f"{options.rounds} times {count} pages, {clients} clients, {os.cpu_count()} cores\n")
     print("| | pages/s | p50 s | p99 s | p99 / p50 |\n|---|---|---|---|---|")
     for name, result in results.items():
         print(row(name, result))
-    alone, served, mlflow = results.values()
-    p50, p99 = np.percentile(served.seconds, [50, 99])
+    alone, ours, theirs = results.values()
+    p50, p99 = np.percentile(ours.seconds, [50, 99])
     print(
-        f"\nof predict: {served.throughput / alone.throughput:.0%} (goal 90 %); of mlflow: "
-        f"{served.throughput / mlflow.throughput:.2f} times (goal 2); p99 / p50: {p99 / p50:.1f} (goal 4)"
+        f"\nof predict: {ours.throughput / alone.throughput:.0%} (goal 90 %); of mlflow: "
+        f"{ours.throughput / theirs.throughput:.2f} times (goal 2); p99 / p50: {p99 / p50:.1f} (goal 4)"
     )
 
 
@@ -100,35 +112,38 @@ def joined(turns: Sequence[Result]) -> Result:
     return Result(throughput, np.concatenate([turn.seconds for turn in turns]))
 
 
-def in_process(desk: copydesk.Predictor, pages: Sequence[str], *, seconds: float) -> Result:
-    """Measure `predict` on the pages, as often as fits."""
+def in_process(desk: copydesk.Predictor, pages: Sequence[str]) -> Result:
+    """Measure `predict` on pages."""
     began = time.monotonic()
-    count = 0
-    while time.monotonic() - began < seconds:
-        count += len(desk.predict(pages))
-    return Result(count / (time.monotonic() - began), np.zeros(0))
+    desk.predict(pages)
+    return Result(len(pages) / (time.monotonic() - began), np.zeros(0))
 
 
-@contextmanager
-def service(model: str, pages: Sequence[str]) -> Iterator[list[Request]]:
-    """Run our service; give what to send to it."""
+def service(model: str) -> AbstractContextManager[None]:
+    """Run our service."""
     command = [sys.executable, "-m", "copydesk.cli", "serve", "--model", model, "--port", str(_SERVICE_PORT)]
-    with server([*command, "--log-level", "warning"], port=_SERVICE_PORT, health="/readyz"):
-        yield [Request("/v1/pages", "text/html", page.encode()) for page in pages]
+    return server([*command, "--log-level", "warning"], port=_SERVICE_PORT, health="/readyz")
+
+
+def to_service(page: str) -> Request:
+    """Return the request that our service answers."""
+    return Request("/v1/pages", "text/html", page.encode())
 
 
 @contextmanager
-def mlflow_server(model: str, pages: Sequence[str]) -> Iterator[list[Request]]:
-    """Run MLflow's server of the same model; give what to send to it."""
+def mlflow_server(model: str, *, example: str) -> Iterator[None]:
+    """Run MLflow's server of the same model."""
     with tempfile.TemporaryDirectory() as folder:
-        package(model, Path(folder) / "model", example=pages[0])
+        package(model, Path(folder) / "model", example=example)
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
         command += ["-m", f"{folder}/model", "--port", str(_MLFLOW_PORT)]
         with server(command, port=_MLFLOW_PORT, health="/health"):
-            yield [
-                Request("/invocations", "application/json", json.dumps({"inputs": [{"html": page}]}).encode())
-                for page in pages
-            ]
+            yield
+
+
+def to_mlflow(page: str) -> Request:
+    """Return the request that MLflow's server answers."""
+    return Request("/invocations", "application/json", json.dumps({"inputs": [{"html": page}]}).encode())
 
 
 @contextmanager
@@ -167,20 +182,21 @@ def _answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def measure(requests: Sequence[Request], *, port: int, clients: int, seconds: float) -> Result:
-    """Let clients send requests for a while, after a round that warms up."""
-    for request in requests[:2]:
-        _sender(port)(request)
-    ends = time.monotonic() + seconds
+def measure(requests: Iterable[Request], *, port: int, clients: int) -> Result:
+    """Let clients send requests, each the next one as soon as it has an answer."""
+    waiting = deque(requests)
 
-    def send(number: int) -> list[float]:
-        post, taken = _sender(port), []
-        others = cycle([*requests[number % len(requests) :], *requests[: number % len(requests)]])
-        while time.monotonic() < ends:
+    def send(_: int) -> list[float]:
+        post = _sender(port)
+        taken: list[float] = []
+        while True:
+            try:
+                request = waiting.popleft()
+            except IndexError:  # none is left
+                return taken
             began = time.monotonic()
-            post(next(others))
+            post(request)
             taken.append(time.monotonic() - began)
-        return taken
 
     began = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:

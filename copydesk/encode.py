@@ -234,36 +234,40 @@ class PageBatch:
 
 def collate_pages(pages: Sequence[EncodedPage], *, pad_id: int = 0) -> PageBatch:
     """Pack pages; equal sections of different pages are encoded once."""
+    rows, batch = collate_distinct(pages)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    row_of = torch.empty(len(order), dtype=torch.long)
+    row_of[order] = torch.arange(len(order))
+    chunks = chunk([rows[i] for i in order], pad_id=pad_id)
+    return replace(batch, chunks=chunks, row_of_section=row_of[batch.row_of_section])
+
+
+def collate_distinct(pages: Sequence[EncodedPage]) -> tuple[list[tuple[int, ...]], PageBatch]:
+    """Pack pages without their texts.
+
+    Returns:
+        The token ids of each distinct section of all pages, and a batch whose rows these are.
+    """
     index: dict[tuple[int, ...], int] = {}
     distinct: list[np.ndarray] = []
     for page in pages:
         rows = np.array([index.setdefault(tuple(tokens), len(index)) for tokens in page.tokens], dtype=np.int64)
         distinct.append(rows[page.distinct])
-    tokens = list(index)
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    row_of = np.empty(len(order), dtype=np.int64)
-    row_of[order] = np.arange(len(order))
-    return _batch(pages, distinct, row_of=row_of, chunks=chunk([tokens[i] for i in order], pad_id=pad_id))
+    return list(index), _batch(pages, distinct)
 
 
 def collate_encoded(pages: Sequence[EncodedPage]) -> PageBatch:
     """Pack pages whose texts are encoded already: rows are the distinct sections of each page, page after page."""
     starts = np.cumsum([0, *(len(page.tokens) for page in pages)])
     distinct = [page.distinct + start for page, start in zip(pages, starts[:-1], strict=True)]
-    return _batch(pages, distinct, row_of=np.arange(starts[-1]), chunks=[])
+    return _batch(pages, distinct)
 
 
-def _batch(
-    pages: Sequence[EncodedPage],
-    distinct: Sequence[np.ndarray],
-    *,
-    row_of: np.ndarray,
-    chunks: list[tuple[torch.Tensor, torch.Tensor | None]],
-) -> PageBatch:
+def _batch(pages: Sequence[EncodedPage], distinct: Sequence[np.ndarray]) -> PageBatch:
     features, hint_ids, hint_offsets = _layout(pages)
     return PageBatch(
-        chunks=chunks,
-        row_of_section=torch.from_numpy(row_of[np.concatenate([_NOTHING, *distinct])]),
+        chunks=[],
+        row_of_section=torch.from_numpy(np.concatenate([_NOTHING, *distinct])),
         features=features,
         hint_ids=hint_ids,
         hint_offsets=hint_offsets,

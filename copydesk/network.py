@@ -210,7 +210,11 @@ class CopydeskModel(nn.Module):
 
     def section_logits(self, batch: PageBatch) -> torch.Tensor:
         """Return (S, C): the logarithm of the mean of the page encoders' probabilities (arXiv:1612.01474)."""
-        each = self.each_section_logits(self.encode_rows(batch.chunks), [batch] * len(self.page_encoders))
+        return self.mean_section_logits(self.encode_rows(batch.chunks), batch)
+
+    def mean_section_logits(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
+        """Return the same from the vectors of distinct sections (rows, D)."""
+        each = self.each_section_logits(rows, [batch] * len(self.page_encoders))
         return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
     def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> torch.Tensor:

@@ -15,7 +15,9 @@ import torch
 
 from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
 from copydesk.detect import Kind
-from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_pages
+from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_distinct
+from copydesk.memory import Rows, VectorMemory
+from copydesk.network import CopydeskModel
 from copydesk.page import FailedPage, ModelInfo, Page, PageError
 from copydesk.saved import SavedModel, load_saved
 from copydesk.split import Limits, RawPage, split
@@ -111,6 +113,7 @@ class Predictor:
         max_batch_tokens: int = 32_768,
         max_batch_sections: int = 8_192,
         max_batch_pages: int = 256,
+        max_remembered_sections: int = 32_768,
     ) -> None:
         """Place a saved model on a device.
 
@@ -121,6 +124,9 @@ class Predictor:
             max_batch_tokens: budget of one batch; a page above it makes a batch of its own.
             max_batch_sections: likewise.
             max_batch_pages: likewise.
+            max_remembered_sections: distinct sections whose vectors are kept for pages to come, about 2 KB each; the
+                scores of a page may then differ in the third decimal with what was read before it, as they do with the
+                batch that it is in. 0 keeps none.
         """
         self.saved = saved
         self.limits = limits or Limits()
@@ -135,6 +141,8 @@ class Predictor:
         self.thresholds = saved.thresholds
         self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
         self._pad_id = self.model.encoder.config.pad_token_id or 0
+        width = self.model.encoder.config.hidden_size
+        self.memory = VectorMemory(max_remembered_sections, width=width, device=self.device)
         log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.model.encoder_dtype)
 
     def predict_one(self, page: str | bytes, *, kind: Kind = "auto") -> Page:
@@ -267,22 +275,30 @@ class Predictor:
     @torch.inference_mode()
     def section_logits(self, pages: Sequence[EncodedPage]) -> list[np.ndarray]:
         """Return (sections, classes) of each page."""
-        batch = move_batch(collate_pages(pages, pad_id=self._pad_id), self.device)
-        logits = self.model.section_logits(batch).cpu().numpy()
-        return np.split(logits, np.cumsum(batch.page_lengths)[:-1]) if pages else []
+        if not pages:
+            return []
+        rows, batch = collate_distinct(pages)
+        vectors = self.memory.vectors(rows, self._encode)
+        logits = self.model.mean_section_logits(vectors, move_batch(batch, self.device)).cpu().numpy()
+        return np.split(logits, np.cumsum(batch.page_lengths)[:-1])
 
     @torch.inference_mode()
     def topic_logits(self, texts: Sequence[str]) -> np.ndarray:
         """Return (articles, topics) of articles."""
-        rows = self._text_encoder.encode_articles(texts)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        chunks = [
-            (ids.to(self.device), None if mask is None else mask.to(self.device))
-            for ids, mask in chunk([rows[i] for i in order], pad_id=self._pad_id)
-        ]
-        logits = np.empty((len(rows), len(self.saved.topics)))
-        logits[order] = self.model.topic_logits(chunks).cpu().numpy() if rows else logits
-        return logits
+        vectors = self._encode(self._text_encoder.encode_articles(texts))
+        return self.model.topic_head(vectors).float().cpu().numpy()
+
+    def _encode(self, rows: Rows) -> torch.Tensor:
+        return encode_unsorted(self.model, rows, pad_id=self._pad_id)
+
+
+def encode_unsorted(model: CopydeskModel, rows: Rows, *, pad_id: int) -> torch.Tensor:
+    """Return (rows, width) of rows of tokens of any length, in any order."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    encoded = model.encode_rows(move_chunks(chunk([rows[i] for i in order], pad_id=pad_id), model.device))
+    vectors = torch.empty_like(encoded)
+    vectors[order] = encoded
+    return vectors
 
 
 def move_batch(batch: PageBatch, device: torch.device) -> PageBatch:

@@ -6,16 +6,15 @@ encoder reads the pages in an order of its own: the less they have in common, th
 """
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from copydesk.encode import chunk, collate_encoded
+from copydesk.encode import collate_encoded
 from copydesk.network import CopydeskModel
-from copydesk.predictor import move_batch, move_chunks
+from copydesk.predictor import encode_unsorted, move_batch
 from train.config import TransformerFit
 from train.loss import loss_of
 from train.packs import Packs, batches_of
@@ -105,7 +104,7 @@ def _vectors(
                 [
                     torch.zeros(0, model.encoder.config.hidden_size),
                     *(
-                        _encode(model, batch, pad_id=packs.pad_id, device=device)
+                        encode_unsorted(model, batch, pad_id=packs.pad_id).cpu()
                         for batch in batches_of(rows, [len(row) for row in rows])
                     ),
                 ]
@@ -113,11 +112,3 @@ def _vectors(
             for rows in (texts, articles)
         )
     return [vectors[rows] for rows in rows_of], read
-
-
-def _encode(model: CopydeskModel, rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> torch.Tensor:
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    chunks = move_chunks(chunk([rows[i] for i in order], pad_id=pad_id), device)
-    vectors = torch.empty(len(rows), model.encoder.config.hidden_size)
-    vectors[order] = model.encode_rows(chunks).cpu()
-    return vectors

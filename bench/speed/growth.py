@@ -122,6 +122,7 @@ def single(model: str, sections: Sequence[str], lengths: Sequence[int]) -> Calla
     def run() -> Sample:
         taken = {}
         for size, page in zip(sizes, pages, strict=True):
+            desk.memory.clear()
             began = time.perf_counter()
             desk.predict_one(page, kind="html")
             taken[str(size)] = time.perf_counter() - began

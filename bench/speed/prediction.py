@@ -76,9 +76,10 @@ def _agreement(ours: Sample, theirs: Sample) -> str:
 
 
 def reading(desk: Predictor, pages: Sequence[str]) -> Callable[[], Sample]:
-    """Return what reads pages with a predictor that is warm."""
+    """Return what reads pages with a predictor that is warm and has read none of them."""
 
     def run() -> Sample:
+        desk.memory.clear()
         began = time.perf_counter()
         read = desk.predict(pages, kind="html")
         return {"seconds": time.perf_counter() - began, "labels": _labels(read)}
