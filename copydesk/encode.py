@@ -231,6 +231,14 @@ class PageBatch:
         features, hint_ids, hint_offsets = _layout(pages)
         return replace(self, features=features, hint_ids=hint_ids, hint_offsets=hint_offsets)
 
+    def without_hints(self) -> "PageBatch":
+        """Return the batch as it would be if its pages had come as plain text."""
+        features = self.features.clone()
+        features[:, len(TEXT_FEATURES) :] = 0
+        return replace(
+            self, features=features, hint_ids=self.hint_ids[:0], hint_offsets=torch.zeros_like(self.hint_offsets)
+        )
+
 
 def collate_pages(pages: Sequence[EncodedPage], *, pad_id: int = 0) -> PageBatch:
     """Pack pages; equal sections of different pages are encoded once."""

@@ -33,6 +33,9 @@ class PageShape(BaseModel):
     """Their depth; 0 judges each section by itself."""
     page_encoders: PositiveInt = 1
     """How many read each page, their probabilities averaged."""
+    text_readers: NonNegativeInt = 0
+    """How many of them read every page as if it had come as plain text: tags and class names mislead on sites that use
+    them in their own way. In training they see what the others see."""
     hint_width: PositiveInt = 64
     """Width of the embeddings of hints."""
     window_sections: PositiveInt = 1_024
@@ -48,6 +51,14 @@ class PageShape(BaseModel):
     def _windows_advance(self) -> Self:
         if self.window_overlap >= self.window_sections:
             raise ValueError("window_overlap must be smaller than window_sections")
+        return self
+
+    @model_validator(mode="after")
+    def _text_readers_are_page_encoders(self) -> Self:
+        if self.text_readers > self.page_encoders:
+            raise ValueError(
+                f"text_readers is {self.text_readers}, expected at most page_encoders: {self.page_encoders}"
+            )
         return self
 
 
@@ -214,7 +225,11 @@ class CopydeskModel(nn.Module):
 
     def mean_section_logits(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
         """Return the same from the vectors of distinct sections (rows, D)."""
-        each = self.each_section_logits(rows, [batch] * len(self.page_encoders))
+        text_readers = self.shape.text_readers
+        views = [batch] * (len(self.page_encoders) - text_readers)
+        if text_readers:
+            views += [batch.without_hints()] * text_readers
+        each = self.each_section_logits(rows, views)
         return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
     def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> torch.Tensor:

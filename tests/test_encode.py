@@ -248,6 +248,16 @@ def test_packing_keeps_every_section_of_every_page_in_order(pages):
 
 @GENERATED
 @given(st.lists(encoded_pages(), max_size=5))
+def test_a_batch_without_hints_is_that_of_pages_without_hints(pages):
+    ours, theirs = collate_pages(pages).without_hints(), collate_pages([page.without_hints() for page in pages])
+
+    for name in ("row_of_section", "features", "hint_ids", "hint_offsets"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.page_lengths == theirs.page_lengths
+
+
+@GENERATED
+@given(st.lists(encoded_pages(), max_size=5))
 def test_no_row_is_encoded_twice(pages):
     rows = unpacked(collate_pages(pages).chunks)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import BertConfig, PretrainedConfig, RobertaConfig, RobertaModel
 
 from copydesk import network
@@ -205,6 +206,23 @@ def test_one_call_returns_what_all_heads_say():
     assert not torch.allclose(sections[0], sections[1])
     torch.testing.assert_close(model.section_logits(batch).exp(), sections.softmax(dim=-1).mean(dim=0))
     assert torch.equal(topics, model.topic_logits(articles))
+
+
+@torch.inference_mode()
+def test_text_readers_read_every_page_as_if_it_were_plain_text():
+    model = make_model(page_encoders=3, text_readers=1)
+    pages = [make_page(5), make_page(4)]
+    batch, as_text = collate_pages(pages), collate_pages([page.without_hints() for page in pages])
+
+    each = model.each_section_logits(model.encode_rows(batch.chunks), [batch, batch, as_text])
+
+    torch.testing.assert_close(model.section_logits(batch).exp(), each.softmax(dim=-1).mean(dim=0))
+    assert not torch.allclose(model.section_logits(batch), model.section_logits(as_text))
+
+
+def test_more_text_readers_than_page_encoders_are_refused():
+    with pytest.raises(ValidationError, match="text_readers is 2, expected at most page_encoders: 1"):
+        make_model(text_readers=2)
 
 
 def test_every_weight_is_trained_by_all_heads_together():
