@@ -1,7 +1,7 @@
 """The network: text encoder, page encoders, section heads, topic head. Tensors in, logits out.
 
 Knows weights and shapes; knows nothing of text, thresholds or files. Shapes: S sections of all pages of a batch, D the
-encoder's width, P page encoders, C classes, A articles, T topics.
+encoder's width, P page encoders, V views of the same pages, C classes, A articles, T topics.
 """
 
 import math
@@ -233,9 +233,9 @@ class CopydeskModel(nn.Module):
         return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
     def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> torch.Tensor:
-        """Return (P, S, C) from the vectors of distinct sections (rows, D): each page encoder reads its own view."""
-        pairs = zip(range(len(self.page_encoders)), views, strict=True)
-        return torch.stack([self.section_logits_of(number, rows, batch) for number, batch in pairs])
+        """Return (V, S, C) from the vectors of distinct sections (rows, D): page encoder v mod P reads view v."""
+        count = len(self.page_encoders)
+        return torch.stack([self.section_logits_of(view % count, rows, batch) for view, batch in enumerate(views)])
 
     def section_logits_of(self, number: int, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
         """Return (S, C): what one page encoder says, from the vectors of distinct sections (rows, D)."""
@@ -247,10 +247,10 @@ class CopydeskModel(nn.Module):
     def forward(
         self, views: Sequence[PageBatch], articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return section logits (P, S, C) and topic logits (A, T): one call, as distributed training needs it.
+        """Return section logits (V, S, C) and topic logits (A, T): one call, as distributed training needs it.
 
         Args:
-            views: the same pages as each page encoder is to see them; their texts are those of the first.
+            views: the same pages as page encoder v mod P is to see them; their texts are those of the first.
             articles: chunks of token ids and mask.
         """
         return self.each_section_logits(self.encode_rows(views[0].chunks), views), self.topic_logits(articles)

@@ -14,7 +14,7 @@ from copydesk.encode import TextEncoder, collate_pages
 from copydesk.saved import SavedModel, load_saved
 from train.config import ConfigError, Experiment, load_experiment
 from train.fit import fit
-from train.loss import loss_of
+from train.loss import LossWeights, loss_of
 from train.metrics import label_confusion, labels_of, macro_f1
 from train.packs import load_rows, resplit
 from train.prepare import prepare
@@ -260,20 +260,41 @@ def test_rare_classes_weigh_by_the_power_asked_for(power, weights):
         tiny(f"fit.class_weight_power={power}").fit, Path(), read_topics(tiny().prepare.topics), num_hints=8
     )
 
-    assert fitting.class_weights(np.array([100, 25, 1])).tolist() == weights
-    assert torch.isfinite(fitting.class_weights(np.array([100, 0, 1]))).all()
+    assert fitting.loss_weights(np.array([100, 25, 1])).classes.tolist() == weights
+    assert torch.isfinite(fitting.loss_weights(np.array([100, 0, 1])).classes).all()
 
 
 def test_topics_that_are_undecided_add_no_loss():
     topics = torch.tensor([[5.0, -3.0]], requires_grad=True)
     nothing = torch.zeros(0, 5), topics, torch.zeros(0, dtype=torch.long), torch.tensor([[0.0, 1.0]])
-    settings = {"class_weights": torch.ones(5), "topic_weight": 2.0}
+    weights = LossWeights(torch.ones(5), topics=2.0)
 
-    loss = loss_of(*nothing, torch.tensor([[0.0, 1.0]]), **settings)
+    loss = loss_of(*nothing, torch.tensor([[0.0, 1.0]]), weights=weights)
     assert loss.item() == pytest.approx(2.0 * np.log1p(np.exp(3.0)))
     loss.backward()
     assert topics.grad[0, 0] == 0
-    assert loss_of(*nothing, torch.zeros(1, 2), **settings) == 0
+    assert loss_of(*nothing, torch.zeros(1, 2), weights=weights) == 0
+
+
+def test_readings_that_differ_add_to_the_loss_by_their_divergence_from_the_mean():
+    random = torch.Generator().manual_seed(0)
+    sections = torch.randn(2, 6, 5, generator=random, requires_grad=True)
+    classes, weights = torch.randint(0, 5, (6,), generator=random), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    no_topics = torch.zeros(0, 3)
+
+    def loss(logits: torch.Tensor, consistency: float) -> torch.Tensor:
+        all_weights = LossWeights(weights, topics=1.0, consistency=consistency)
+        return loss_of(logits, no_topics, classes, no_topics, no_topics, weights=all_weights)
+
+    added = loss(sections, 3.0) - loss(sections, 0.0)
+    each = sections.detach().double().softmax(dim=-1).numpy()
+    mean = each.mean(axis=0)
+    apart, share = (mean * np.log(mean / each)).sum(axis=-1), (weights[classes] / weights[classes].sum()).numpy()
+    assert added.item() == pytest.approx(3.0 * (apart.mean(axis=0) * share).sum(), rel=1e-4)
+    added.backward()
+    np.testing.assert_allclose(sections.grad, 1.5 * (each - mean) * share[:, None], atol=1e-6)
+    same = sections[:1].detach().expand(2, 6, 5)
+    assert loss(same, 3.0).item() == pytest.approx(loss(same, 0.0).item(), abs=1e-6)
 
 
 def test_the_optimizer_decays_matrices_only_and_knows_two_rates():

@@ -209,6 +209,20 @@ def test_one_call_returns_what_all_heads_say():
 
 
 @torch.inference_mode()
+def test_page_encoders_take_turns_at_more_views_than_they_are():
+    model = make_model(page_encoders=2)
+    page = make_page(5)
+    batch, as_text = collate_pages([page]), collate_pages([page.without_hints()])
+
+    sections, _ = model([batch, batch, as_text, as_text], [])
+
+    rows = model.encode_rows(batch.chunks)
+    for view, (number, seen) in enumerate([(0, batch), (1, batch), (0, as_text), (1, as_text)]):
+        assert torch.equal(sections[view], model.section_logits_of(number, rows, seen))
+    assert not torch.allclose(sections[0], sections[2])
+
+
+@torch.inference_mode()
 def test_text_readers_read_every_page_as_if_it_were_plain_text():
     model = make_model(page_encoders=3, text_readers=1)
     pages = [make_page(5), make_page(4)]

@@ -204,6 +204,18 @@ def test_each_page_encoder_sees_the_same_pages_with_hints_of_its_own():
     assert not torch.equal(hint_counts(first), hint_counts(second))
 
 
+def test_consistency_takes_a_second_reading_of_each_page_by_each_page_encoder():
+    settings = {"tokens_per_batch": 10_000, "network": {"page_encoders": 2}}
+    pages = [make_page(i) for i in range(100)]
+    once = make_packs(pages=pages, articles=[], **settings)[0].views
+    twice = make_packs(pages=pages, articles=[], consistency_weight=1.0, **settings)[0].views
+
+    assert (len(once), len(twice)) == (2, 4)
+    shown = [tuple(hint_counts(view).tolist()) for view in twice]
+    assert len(set(shown)) == 4
+    assert shown[:2] == [tuple(hint_counts(view).tolist()) for view in once]
+
+
 def test_each_page_encoder_warms_up_in_an_order_of_its_own(packs):
     epochs = [[packs.rows_of_step(step, reader) for step in range(packs.num_steps)] for reader in (0, 1)]
 

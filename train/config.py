@@ -160,6 +160,9 @@ class TransformerFit(Part):
     """Share of all steps spent warming up."""
     class_weight_power: float = Field(ge=0, le=1)
     """How rare section labels are made to count: each by the inverse of its share of the sections to this power."""
+    consistency_weight: float = Field(default=0.0, ge=0)
+    """Weight, beside the section loss, of how far what is said of a section differs between readings of its page with
+    other hints left out (R-Drop, arXiv:2106.14448). Above 0 each page encoder reads each page twice."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     topic_weight: float = Field(default=1.0, ge=0)
@@ -182,6 +185,11 @@ class TransformerFit(Part):
     """`auto` takes bfloat16 where the processor multiplies it natively."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
+
+    @property
+    def num_views(self) -> int:
+        """How many times a page is read in a step, each time with other hints left out."""
+        return self.network.page_encoders * (2 if self.consistency_weight else 1)
 
     @model_validator(mode="after")
     def _keeps_layers_to_freeze(self) -> "TransformerFit":

@@ -1,9 +1,23 @@
 """What training makes small. Tensors in, one number out."""
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
+
+
+class LossWeights(NamedTuple):
+    """How much each part of the loss counts beside the others."""
+
+    classes: torch.Tensor
+    """(C,): of a section of each class."""
+    topics: float
+    """Of the topic loss beside the section loss."""
+    consistency: float = 0.0
+    """Of the divergence of each reading from the mean of all, which does not learn from it: a reading of bare text
+    learns what one with tags knows, and the other way round."""
 
 
 def loss_of(
@@ -13,31 +27,39 @@ def loss_of(
     holds: torch.Tensor,
     decided: torch.Tensor,
     *,
-    class_weights: torch.Tensor,
-    topic_weight: float,
+    weights: LossWeights,
     over_processes: Callable[[torch.Tensor], torch.Tensor] = lambda number: number,
 ) -> torch.Tensor:
-    """Return the section loss plus the weighted topic loss: each a sum over its rows by the sum of their weights.
+    """Return the weighted sum of section loss, divergence and topic loss, each by the sum of the weights of its rows.
 
     Args:
-        sections: logits (P, S, C) of P page encoders; each learns by its own loss.
+        sections: logits (V, S, C) of V readings; each learns by its own loss.
         topics: logits (A, T).
         classes: (S,).
         holds: (A, T), 1 where a topic holds.
         decided: (A, T), 1 where it is known.
-        class_weights: (C,).
-        topic_weight: of the topic loss.
+        weights: of the parts.
         over_processes: returns the mean of a number over all processes that share the batch.
     """
     loss = sections.sum() * 0 + topics.sum() * 0  # every weight takes part, whatever the pack holds
-    weight = over_processes(class_weights[classes].sum() * len(sections))
+    weight = over_processes(weights.classes[classes].sum() * len(sections))
     if len(classes):
         each = functional.cross_entropy(
-            sections.flatten(0, 1), classes.repeat(len(sections)), weight=class_weights, reduction="sum"
+            sections.flatten(0, 1), classes.repeat(len(sections)), weight=weights.classes, reduction="sum"
         )
         loss = loss + each / weight
+        if weights.consistency:
+            apart = (_divergence(sections) * weights.classes[classes]).sum()
+            loss = loss + weights.consistency * apart / weight
     num_decided = over_processes(decided.sum())
     if num_decided:
         each = functional.binary_cross_entropy_with_logits(topics, holds, reduction="none")
-        loss = loss + topic_weight * (each * decided).sum() / num_decided
+        loss = loss + weights.topics * (each * decided).sum() / num_decided
     return loss
+
+
+def _divergence(logits: torch.Tensor) -> torch.Tensor:
+    """Return (V, S): the Kullback-Leibler divergence of each reading from the mean of all."""
+    each = functional.log_softmax(logits, dim=-1)
+    mean = (each.logsumexp(dim=0) - math.log(len(each))).detach()
+    return functional.kl_div(each, mean.expand_as(each), reduction="none", log_target=True).sum(dim=-1)

@@ -55,7 +55,7 @@ class Pack:
     """One step's worth of rows."""
 
     views: list[PageBatch]
-    """The pages as each page encoder sees them; the chunks of their texts stand in the first."""
+    """The same pages, as page encoder v mod P sees them in view v; the chunks of their texts stand in the first."""
     classes: torch.Tensor
     """(sections,)."""
     articles: list[tuple[torch.Tensor, torch.Tensor | None]]
@@ -167,7 +167,7 @@ def pack(
     """Pack rows as they are.
 
     Args:
-        views: the same pages as each page encoder is to see them.
+        views: the same pages as they are to be seen.
         articles: what the topic head is to read.
         pad_id: the token that fills up rows.
         num_topics: length of the targets of an article.
@@ -231,10 +231,7 @@ class Packs(torch.utils.data.Dataset[Pack]):
         pages, articles = self.rows_of(index)
         epoch = index // self.num_packs
         return pack(
-            [
-                [self.with_dropped_hints(i, epoch, reader) for i in pages]
-                for reader in range(self.settings.network.page_encoders)
-            ],
+            [[self.with_dropped_hints(i, epoch, view) for i in pages] for view in range(self.settings.num_views)],
             [self.articles[i] for i in articles],
             pad_id=self.pad_id,
             num_topics=self.num_topics,
@@ -277,10 +274,10 @@ class Packs(torch.utils.data.Dataset[Pack]):
         packs = [self.rows_of(step * share + i, reader) for i in range(share)]
         return [row for pages, _ in packs for row in pages], [row for _, articles in packs for row in articles]
 
-    def with_dropped_hints(self, index: int, epoch: int, reader: int = 0) -> TrainingPage:
-        """Return a page as this epoch shows it to a page encoder: with most hints, without class names, or as text."""
+    def with_dropped_hints(self, index: int, epoch: int, view: int = 0) -> TrainingPage:
+        """Return a page as this epoch shows it in a view: with most hints, without class names, or as text."""
         page = self.pages[index]
-        random = np.random.default_rng([self.settings.seed, epoch, index, reader])
+        random = np.random.default_rng([self.settings.seed, epoch, index, view])
         draw = random.random()
         if draw < self.settings.hint_dropout:
             encoded = page.encoded.without_hints()

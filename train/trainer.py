@@ -33,7 +33,7 @@ from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.predictor import choose_device, move_batch, move_chunks, native_bfloat16
 from train import checkpoints
 from train.config import TransformerFit
-from train.loss import loss_of
+from train.loss import LossWeights, loss_of
 from train.metrics import label_confusion, labels_of, macro_f1, precision_recall_f1, topic_counts, topic_f1
 from train.packs import Pack, Packs, TrainingArticle, TrainingPage, batches_of
 from train.processes import join, mean_over_processes, same_for_all
@@ -184,7 +184,7 @@ class Fitting:
             ],
             fitting=self,
             validation=validation,
-            class_weights=self.class_weights(packs.class_counts),
+            weights=self.loss_weights(packs.class_counts),
         )
         log.info(
             "%d pages, %d articles, %d steps an epoch, %d epochs", len(train.pages), len(train.articles), steps, epochs
@@ -204,7 +204,7 @@ class Fitting:
             settings=self.settings,
             device=self.device,
             bfloat16=self.bfloat16,
-            class_weights=self.class_weights(packs.class_counts),
+            weights=self.loss_weights(packs.class_counts),
         )
         if self.processes.is_main_process:
             warm = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
@@ -215,10 +215,15 @@ class Fitting:
         """Return the token that fills up rows."""
         return model.encoder.config.pad_token_id or 0
 
-    def class_weights(self, counts: np.ndarray) -> torch.Tensor:
-        """Return (classes,): the weight of each class in the section loss, 1 for the commonest."""
-        weights = (counts.max() / np.maximum(counts, 1)) ** self.settings.class_weight_power
-        return torch.tensor(weights, dtype=torch.float32)
+    def loss_weights(self, counts: np.ndarray) -> LossWeights:
+        """Return the weights of the loss, from how often each class is shown; the commonest weighs 1."""
+        settings = self.settings
+        classes = (counts.max() / np.maximum(counts, 1)) ** settings.class_weight_power
+        return LossWeights(
+            torch.tensor(classes, dtype=torch.float32, device=self.device),
+            topics=settings.topic_weight,
+            consistency=settings.consistency_weight,
+        )
 
     def optimizer(self, model: CopydeskModel) -> torch.optim.Optimizer:
         """Return AdamW: one rate for the encoder, one for the rest; no decay of biases and norms."""
@@ -297,13 +302,10 @@ class CheckpointCallback(TrainerCallback):
 class CopydeskTrainer(Trainer):
     """The Trainer with our loss, our validation score and checkpoints that are whole or not there."""
 
-    def __init__(
-        self, *, fitting: Fitting, validation: Rows | None, class_weights: torch.Tensor, **arguments: Any
-    ) -> None:
+    def __init__(self, *, fitting: Fitting, validation: Rows | None, weights: LossWeights, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.network: CopydeskModel = arguments["model"]  # the Trainer's own `model` may get wrapped
-        self.fitting, self.validation = fitting, validation
-        self.class_weights = class_weights.to(self.args.device)
+        self.fitting, self.validation, self.weights = fitting, validation, weights
         self._partial: Path | None = None
 
     def train_from(self, checkpoint: Path | None) -> None:
@@ -357,8 +359,7 @@ class CopydeskTrainer(Trainer):
             sections,
             topics,
             *targets,
-            class_weights=self.class_weights,
-            topic_weight=self.fitting.settings.topic_weight,
+            weights=self.weights,
             over_processes=mean_over_processes,
         )
         return (loss, {"sections": sections, "topics": topics}) if return_outputs else loss

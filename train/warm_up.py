@@ -16,7 +16,7 @@ from copydesk.encode import collate_encoded
 from copydesk.network import CopydeskModel
 from copydesk.predictor import encode_unsorted, move_batch
 from train.config import TransformerFit
-from train.loss import loss_of
+from train.loss import LossWeights, loss_of
 from train.packs import Packs, batches_of
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def warm_up(
     settings: TransformerFit,
     device: torch.device,
     bfloat16: bool,
-    class_weights: torch.Tensor,
+    weights: LossWeights,
 ) -> None:
     """Train page encoder and heads on fixed vectors of the encoder as it is.
 
@@ -39,7 +39,7 @@ def warm_up(
         settings: epochs and rate of the warm-up.
         device: where the model is.
         bfloat16: compute in it.
-        class_weights: (classes,), of the section loss.
+        weights: of the loss.
     """
     _use_adapters(model, enabled=False)  # they add nothing yet, and cost as much as the encoder
     pages, articles = _vectors(model, packs, device=device, bfloat16=bfloat16)
@@ -50,27 +50,27 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.warm_up_learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
-    class_weights = class_weights.to(device)
     log.info("warming up: %d epochs of %d steps", settings.warm_up_epochs, packs.num_steps)
     readers = range(len(model.page_encoders))
 
     def loss_in(step: int, reader: int) -> torch.Tensor:
         chosen, read = packs.rows_of_step(step, reader)  # of all processes: each does the same warm-up
-        shown = [packs.with_dropped_hints(i, step // packs.num_steps, reader) for i in chosen]
-        batch = move_batch(collate_encoded([page.encoded for page in shown]), device)
+        views = [
+            collate_encoded([packs.with_dropped_hints(i, step // packs.num_steps, view).encoded for i in chosen])
+            for view in range(reader, settings.num_views, len(readers))
+        ]
         rows = torch.cat([torch.zeros(0, pages[0].shape[1]), *[pages[i] for i in chosen]]).to(device)
-        classes = np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in shown]])
+        classes = np.concatenate([np.zeros(0, dtype=np.int64), *[packs.pages[i].classes for i in chosen]])
         targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
         marks = torch.zeros(0, 2, packs.num_topics) if targets is None else torch.from_numpy(targets)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             return loss_of(
-                model.section_logits_of(reader, rows, batch)[None],
+                torch.stack([model.section_logits_of(reader, rows, move_batch(view, device)) for view in views]),
                 model.topic_head(articles[read].to(device)).float(),
                 torch.from_numpy(classes).to(device),
                 marks[:, 0].to(device),
                 marks[:, 1].to(device),
-                class_weights=class_weights,
-                topic_weight=settings.topic_weight,
+                weights=weights,
             )
 
     for step in range(steps):
