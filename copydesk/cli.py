@@ -23,7 +23,7 @@ from copydesk.split import Limits
 from copydesk.terminal import UNPRINTABLE, megabytes, printable, show_facts, show_pages
 
 if TYPE_CHECKING:  # torch takes a second to import: `--help` and a wrong path do not wait for it
-    from copydesk.predictor import Predictor
+    from copydesk.predictor import Device, Precision, Predictor
     from copydesk.saved import Description, Manifest
 
 Format = Literal["text", "json", "jsonl"]
@@ -76,6 +76,10 @@ def predict(  # noqa: PLR0913 (an argument an option)
     device: Annotated[  # restated: copydesk.predictor imports torch
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes CUDA where there is one.")
     ] = "auto",
+    precision: Annotated[
+        Literal["auto", "int8", "bfloat16", "float32"],
+        typer.Option(help="What the text encoder computes in; auto takes the fastest."),
+    ] = "auto",
     max_bytes: Annotated[int, typer.Option(min=1, help="Refuse a page with more bytes.")] = Limits().max_bytes,
     max_sections: Annotated[int, typer.Option(min=1, help="Refuse a page with more sections.")] = Limits().max_sections,
     max_depth: Annotated[
@@ -94,7 +98,7 @@ def predict(  # noqa: PLR0913 (an argument an option)
     folder = model_folder(model)
     failed = 0
     with _opened(output) as stream:
-        predictor = _load(folder, device=device, limits=limits)
+        predictor = _load(folder, device=device, precision=precision, limits=limits)
         if stream.isatty():
             predictor.max_batch_tokens = _SHOWN_BATCH_TOKENS
 
@@ -188,13 +192,13 @@ def _options(
     pass
 
 
-def _load(folder: Path, *, device: Literal["auto", "cpu", "cuda"], limits: Limits) -> "Predictor":
+def _load(folder: Path, *, device: "Device", precision: "Precision", limits: Limits) -> "Predictor":
     console = stderr()
     with console.status("reading the model") if console.is_terminal else contextlib.nullcontext():
         from copydesk.predictor import load
 
         try:
-            return load(folder, device=device, limits=limits)
+            return load(folder, device=device, precision=precision, limits=limits)
         except (ValueError, OSError) as error:  # ModelError, EncoderError, a device that is not there
             give_up(error)
 

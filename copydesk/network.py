@@ -200,11 +200,6 @@ class CopydeskModel(nn.Module):
         """Where the network is."""
         return self.topic_head.weight.device
 
-    @property
-    def encoder_dtype(self) -> torch.dtype:
-        """What the text encoder computes in outside of autocast."""
-        return next(self.encoder.parameters()).dtype
-
     def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return mean-pooled vectors (rows of all chunks, D) in float32."""
         vectors = []

@@ -13,9 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from copydesk import int8
 from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
 from copydesk.detect import Kind
 from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_distinct
+from copydesk.int8 import LayerRanges
 from copydesk.memory import Rows, VectorMemory
 from copydesk.network import CopydeskModel
 from copydesk.page import FailedPage, ModelInfo, Page, PageError
@@ -25,6 +27,7 @@ from copydesk.split import Limits, RawPage, split
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 
 class Document(NamedTuple):
@@ -55,15 +58,18 @@ class PreparedPage:
         return len(self.encoded)
 
 
-def load(path: str | Path, *, device: Device = "auto", limits: Limits | None = None) -> "Predictor":
+def load(
+    path: str | Path, *, device: Device = "auto", precision: Precision = "auto", limits: Limits | None = None
+) -> "Predictor":
     """Load a model folder, ready to read pages.
 
     Raises:
         ModelError: the folder cannot be trusted or understood.
         EncoderError: it builds on a pretrained encoder that cannot be had.
+        ValueError: the device or the precision is not to be had.
     """
     tune_malloc()
-    return Predictor(load_saved(path), device=device, limits=limits)
+    return Predictor(load_saved(path), device=device, precision=precision, limits=limits)
 
 
 def choose_device(device: Device) -> torch.device:
@@ -84,6 +90,29 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(precision: Precision, device: torch.device, ranges: Sequence[LayerRanges] | None) -> Precision:
+    """Return what the text encoder is to compute in: the fastest that the processor knows, if that is left open.
+
+    Args:
+        precision: asked for.
+        device: to run on.
+        ranges: of the model's activations, without which there are no 8-bit integers.
+
+    Raises:
+        ValueError: int8 is asked for and not to be had.
+    """
+    if precision == "int8":
+        if device.type != "cpu":
+            raise ValueError(f"precision is int8, which is for processors, and the device is {device}: use auto")
+        if not ranges:
+            raise ValueError("precision is int8, but the model has no ranges: use auto, or run the release stage again")
+    if precision != "auto":
+        return precision
+    if ranges and device.type == "cpu" and int8.is_native():
+        return "int8"
+    return "bfloat16" if native_bfloat16(device) else "float32"
 
 
 def tune_malloc() -> None:
@@ -109,6 +138,7 @@ class Predictor:
         saved: SavedModel,
         *,
         device: Device = "auto",
+        precision: Precision = "auto",
         limits: Limits | None = None,
         max_batch_tokens: int = 32_768,
         max_batch_sections: int = 8_192,
@@ -118,8 +148,9 @@ class Predictor:
         """Place a saved model on a device.
 
         Args:
-            saved: the model.
+            saved: the model, which is the predictor's from now on.
             device: `auto` takes CUDA where there is one.
+            precision: of the text encoder; `auto` takes the fastest that the device multiplies natively.
             limits: what a page may cost.
             max_batch_tokens: budget of one batch; a page above it makes a batch of its own.
             max_batch_sections: likewise.
@@ -135,15 +166,19 @@ class Predictor:
         self.max_batch_tokens, self.max_batch_sections = max_batch_tokens, max_batch_sections
         self.max_batch_pages = max_batch_pages
         self.model = saved.model
+        ranges = saved.description.ranges
+        self.precision = choose_precision(precision, self.device, ranges)
+        if self.precision == "int8" and ranges:
+            int8.quantize(self.model.encoder, ranges)
         self.model.to(self.device)
-        if native_bfloat16(self.device):
+        if self.precision == "bfloat16" or (self.precision == "int8" and native_bfloat16(self.device)):
             self.model.encoder.to(torch.bfloat16)  # the rest costs little and stays exact
         self.thresholds = saved.thresholds
         self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
         self._pad_id = self.model.encoder.config.pad_token_id or 0
         width = self.model.encoder.config.hidden_size
         self.memory = VectorMemory(max_remembered_sections, width=width, device=self.device)
-        log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.model.encoder_dtype)
+        log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.precision)
 
     def predict_one(self, page: str | bytes, *, kind: Kind = "auto") -> Page:
         """Read one page.

@@ -19,11 +19,12 @@ from tokenizers import Tokenizer
 
 from copydesk.encode import Encoding
 from copydesk.encoder import EncoderError, encoder_folder, sha256_of
+from copydesk.int8 import LayerRanges
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
-FORMAT = 2
-"""2: several page encoders."""
+FORMAT, OLDEST_FORMAT = 3, 2
+"""2: several page encoders. 3: ranges of what the text encoder's projections read, where they are known."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",
@@ -71,6 +72,8 @@ class Description(_Part):
     topic_temperature: float = Field(gt=0)
     base: Base | None
     """Null: the folder stands alone."""
+    ranges: list[LayerRanges] | None = None
+    """Of each layer of the text encoder; null where it can only be run in floating point."""
 
 
 class Manifest(_Part):
@@ -121,9 +124,10 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version != FORMAT:
+        if isinstance(version, int) and not OLDEST_FORMAT <= version <= FORMAT:
             remedy = "upgrade copydesk" if version > FORMAT else "fetch a newer model, or run the release stage again"
-            raise ModelError(f"{folder} has the format {version}, this copydesk reads {FORMAT}: {remedy}")
+            known = f"{OLDEST_FORMAT} to {FORMAT}"
+            raise ModelError(f"{folder} has the format {version}, this copydesk reads {known}: {remedy}")
         manifest = Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ModelError(f"{path} is broken ({error}): fetch the folder again") from error
@@ -155,6 +159,12 @@ def read_description(folder: Path | str) -> Description:
         raise ModelError(
             f"{path} lists the classes {description.classes} and {len(description.thresholds)} thresholds, "
             f"expected {list(CLASSES)} and {len(description.topics)}: train the model again"
+        )
+    layers = description.network.encoder.get("num_hidden_layers")
+    if description.ranges is not None and len(description.ranges) != layers:
+        raise ModelError(
+            f"{path} has ranges for {len(description.ranges)} layers, its text encoder has {layers}: "
+            "run the release stage again"
         )
     return description
 

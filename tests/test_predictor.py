@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import copydesk
+from copydesk import int8
 from copydesk.page import FailedPage, Page, PageError
 from copydesk.predictor import Document, Predictor, choose_device, native_bfloat16
 from copydesk.saved import TOKENIZER, load_saved, read_description, save_folder
@@ -26,12 +28,7 @@ PAGES = [
 @pytest.fixture(scope="module")
 def predictor(tiny_model: Path) -> Predictor:
     """Load the tiny model in float32, so that numbers do not depend on the processor."""
-    return exact(copydesk.load(tiny_model, device="cpu"))
-
-
-def exact(predictor: Predictor) -> Predictor:
-    predictor.model.encoder.float()
-    return predictor
+    return copydesk.load(tiny_model, device="cpu", precision="float32")
 
 
 def assert_close(page: Page, other: Page) -> None:
@@ -70,7 +67,7 @@ def load_saved_version(predictor: Predictor) -> str:
 
 @pytest.mark.parametrize("budget", [1, 100, 32_768])
 def test_pages_read_together_get_the_answers_that_they_get_alone(tiny_model, predictor, budget):
-    batched = exact(Predictor(load_saved(tiny_model), device="cpu", max_batch_tokens=budget))
+    batched = Predictor(load_saved(tiny_model), device="cpu", precision="float32", max_batch_tokens=budget)
 
     together = batched.predict(PAGES)
 
@@ -80,7 +77,7 @@ def test_pages_read_together_get_the_answers_that_they_get_alone(tiny_model, pre
 
 
 def test_a_budget_of_sections_batches_too(tiny_model, predictor):
-    batched = exact(Predictor(load_saved(tiny_model), device="cpu", max_batch_sections=4))
+    batched = Predictor(load_saved(tiny_model), device="cpu", precision="float32", max_batch_sections=4)
 
     for page, source in zip(batched.predict(PAGES), PAGES, strict=True):
         assert_close(page, predictor.predict_one(source))
@@ -91,7 +88,26 @@ def test_the_same_page_gets_the_same_answer_twice(predictor):
 
 
 def test_two_loads_give_the_same_answer(tiny_model, predictor):
-    assert exact(copydesk.load(str(tiny_model), device="cpu")).predict_one(HTML) == predictor.predict_one(HTML)
+    other = copydesk.load(str(tiny_model), device="cpu", precision="float32")
+
+    assert other.predict_one(HTML) == predictor.predict_one(HTML)
+
+
+@pytest.mark.skipif(not int8.is_native(), reason="the processor multiplies no 8-bit integers")
+def test_integers_give_nearly_the_scores_of_floating_point(tiny_model, predictor):
+    measuring = Predictor(load_saved(tiny_model), device="cpu", precision="float32")
+    with int8.measured(measuring.model.encoder) as ranges:
+        measuring.predict(PAGES)
+    saved = load_saved(tiny_model)
+    saved = replace(saved, description=saved.description.model_copy(update={"ranges": ranges}))
+
+    desk = Predictor(saved, device="cpu")
+
+    assert desk.precision == "int8"
+    for page, exact in zip(desk.predict(PAGES), predictor.predict(PAGES), strict=True):
+        assert page.text == exact.text
+        for found, expected in zip(page.sections, exact.sections, strict=True):
+            assert found.scores.model_dump() == pytest.approx(expected.scores.model_dump(), abs=0.02)
 
 
 def test_no_pages_give_no_answers(predictor):
@@ -276,7 +292,7 @@ def test_logits_come_in_the_order_of_the_texts(predictor):
 
 def test_a_model_folder_may_go_once_it_is_loaded(tiny_model, tmp_path, predictor):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    moved = exact(copydesk.load(folder, device="cpu"))
+    moved = copydesk.load(folder, device="cpu", precision="float32")
     shutil.rmtree(folder)
 
     assert moved.predict_one(HTML) == predictor.predict_one(HTML)

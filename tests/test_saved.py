@@ -15,6 +15,7 @@ from copydesk.saved import (
     DESCRIPTION,
     FORMAT,
     MANIFEST,
+    OLDEST_FORMAT,
     TOKENIZER,
     WEIGHTS,
     Base,
@@ -167,7 +168,8 @@ def test_an_altered_file_is_named(folder, name):
 def test_a_newer_format_asks_for_a_newer_copydesk_even_if_nothing_else_is_understood(folder):
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT + 1, "shards": []}))
 
-    with pytest.raises(ModelError, match=f"has the format {FORMAT + 1}, this copydesk reads {FORMAT}: upgrade"):
+    known = f"{OLDEST_FORMAT} to {FORMAT}"
+    with pytest.raises(ModelError, match=f"has the format {FORMAT + 1}, this copydesk reads {known}: upgrade"):
         load_saved(folder)
 
 
@@ -190,10 +192,28 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(folder):
 
 
 def test_an_older_format_asks_for_a_newer_model(folder):
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT - 1}))
+    (folder / MANIFEST).write_text(json.dumps({"format": OLDEST_FORMAT - 1}))
 
-    with pytest.raises(ModelError, match=f"has the format {FORMAT - 1}, this copydesk reads {FORMAT}: fetch a newer"):
+    with pytest.raises(ModelError, match=f"has the format {OLDEST_FORMAT - 1}, this copydesk reads .*: fetch a newer"):
         read_manifest(folder)
+
+
+def test_a_folder_of_the_format_before_ranges_is_read(folder):
+    description = json.loads((folder / DESCRIPTION).read_text())
+    del description["ranges"]
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    sign(folder)
+    edit(folder / MANIFEST, format=2)
+
+    assert load_saved(folder).description.ranges is None
+
+
+def test_ranges_of_another_number_of_layers_are_refused(folder):
+    layer = dict.fromkeys(("attention", "attended", "feed", "inner"), (-1.0, 1.0))
+    edit(folder / DESCRIPTION, ranges=[layer] * 7)
+
+    with pytest.raises(ModelError, match=r"has ranges for 7 layers, its text encoder has \d"):
+        read_description(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"format": 2, "name": "x"}'])

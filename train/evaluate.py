@@ -166,7 +166,7 @@ def device_of(predictor: Predictor | BaselinePredictor) -> str:
     """Say what a predictor computes on."""
     if isinstance(predictor, BaselinePredictor):
         return "a processor, by scikit-learn"
-    precision = str(predictor.model.encoder_dtype).removeprefix("torch.")
+    precision = predictor.precision
     if predictor.device.type == "cuda":
         return f"{torch.cuda.get_device_name(predictor.device)} in {precision}"
     kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()

@@ -26,16 +26,16 @@ def linear_flops(module: nn.Module) -> int:
     return sum(2 * part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def text_flops(encoder: nn.Module, lengths: Iterable[int]) -> float:
+def text_flops(config: Any, lengths: Iterable[int]) -> float:
     """Return what the text encoder's forward pass costs, padding apart.
 
     Args:
-        encoder: with `hidden_size` and `num_hidden_layers` in its config.
+        config: with the `hidden_size`, `intermediate_size` and `num_hidden_layers` of a BERT.
         lengths: tokens of each row.
     """
-    linear = linear_flops(encoder)
-    config: Any = encoder.config
-    attention = 4 * config.hidden_size * config.num_hidden_layers  # scores, weighted values
+    width, layers = config.hidden_size, config.num_hidden_layers
+    linear = 2 * layers * width * (4 * width + 2 * config.intermediate_size)
+    attention = 4 * layers * width  # scores, weighted values
     return float(sum(length * (linear + attention * length) for length in lengths))
 
 

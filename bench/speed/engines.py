@@ -120,7 +120,7 @@ def _quantized(graph: object, inputs: Sequence[list[np.ndarray]]) -> object:
 def _inputs(model: str, pages: Sequence[str]) -> list[list[np.ndarray]]:
     """Return token ids and masks as the text encoder gets them."""
     saved = load_saved(model)
-    desk = Predictor(saved, device="cpu")
+    desk = Predictor(saved, device="cpu", precision="float32")
     encoded = [desk.prepare(Document(page, kind="html")).encoded for page in pages]
     batch = collate_pages(encoded, pad_id=saved.model.encoder.config.pad_token_id or 0)
     return [[ids.numpy(), (torch.ones_like(ids) if mask is None else mask).numpy()] for ids, mask in batch.chunks]
@@ -132,6 +132,6 @@ def _predictor(model: str, start: Callable[[Path], Run]) -> Predictor:
     with tempfile.TemporaryDirectory() as folder:
         export(saved.model.encoder, Path(folder) / "encoder.onnx")
         run = start(Path(folder) / "encoder.onnx")
-    desk = Predictor(saved, device="cpu")
+    desk = Predictor(saved, device="cpu", precision="float32")
     desk.model.encoder = Engine(run)
     return desk

@@ -148,7 +148,7 @@ def _network_of(desk: Predictor, network: Clock, counts: Counter[str]) -> list[t
         lengths = row_lengths(chunks)
         counts["real"] += sum(lengths)
         counts["padded"] += padded_tokens(chunks)
-        counts["flops"] += int(text_flops(model.encoder, lengths))
+        counts["flops"] += int(text_flops(model.encoder.config, lengths))
         return encode_rows(chunks)
 
     def counted_sections(rows: Any, views: Sequence[PageBatch]) -> Any:

@@ -190,7 +190,7 @@ def _counts(saved: SavedModel, rows: Rows, settings: TransformerFit) -> Sample:
         lengths = row_lengths(chunks)
         real += sum(lengths)
         padded += padded_tokens(chunks)
-        flops += text_flops(saved.model.encoder, lengths) + page_flops(saved.model, pack.views[0].page_lengths)
+        flops += text_flops(saved.model.encoder.config, lengths) + page_flops(saved.model, pack.views[0].page_lengths)
     return {"real": real, "padded": padded, "flops": TRAINING * flops}
 
 

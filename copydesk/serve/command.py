@@ -44,6 +44,10 @@ def serve(  # noqa: PLR0913 (an argument an option)
         Literal["auto", "cpu", "cuda"],
         typer.Option(help="Where to compute; auto takes CUDA where there is one.", rich_help_panel=_SERVICE),
     ] = "auto",
+    precision: Annotated[
+        Literal["auto", "int8", "bfloat16", "float32"],
+        typer.Option(help="What the text encoder computes in; auto takes the fastest.", rich_help_panel=_SERVICE),
+    ] = "auto",
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -113,10 +117,11 @@ def serve(  # noqa: PLR0913 (an argument an option)
         give_up(error)
     if host not in _LOOPBACK and not keys:
         typer.echo(f"warning: {host} may be reached from other machines, and no --api-key-file is given", err=True)
-    raise typer.Exit(_run(address, settings, host=host, port=port, device=device, keys=keys, log_level=log_level))
+    computing = {"device": device, "precision": precision}
+    raise typer.Exit(_run(address, settings, computing, host=host, port=port, keys=keys, log_level=log_level))
 
 
-def _run(address: str, settings: Settings, *, device: Any, **options: Any) -> int:
+def _run(address: str, settings: Settings, computing: dict[str, Any], **options: Any) -> int:
     try:
         from copydesk.serve.server import serve as run
     except ModuleNotFoundError as error:
@@ -126,7 +131,7 @@ def _run(address: str, settings: Settings, *, device: Any, **options: Any) -> in
 
     limits = Limits(max_bytes=settings.max_page, max_sections=settings.max_sections, max_depth=settings.max_depth)
     try:
-        return run(ModelSource(address, device=device, limits=limits), settings, **options)
+        return run(ModelSource(address, **computing, limits=limits), settings, **options)
     except (ValueError, OSError) as error:  # ModelError, EncoderError, RegistryError, an address that is taken
         give_up(error)
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from copydesk.predictor import Device, Predictor, load
+from copydesk.predictor import Device, Precision, Predictor, load
 from copydesk.registry import SCHEME, fetch, version_of
 from copydesk.serve.desk import Desk
 from copydesk.split import Limits
@@ -23,6 +23,7 @@ class ModelSource:
     address: str
     """A path, or `models:/NAME@ALIAS`."""
     device: Device = "auto"
+    precision: Precision = "auto"
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -45,7 +46,7 @@ class ModelSource:
             ValueError: there is none, or it cannot be trusted, understood or placed on the device.
         """
         folder = fetch(self.address) if self.address.startswith(SCHEME) else Path(self.address)
-        return load(folder, device=self.device, limits=self.limits)
+        return load(folder, device=self.device, precision=self.precision, limits=self.limits)
 
 
 async def reload(desk: Desk, source: ModelSource) -> bool:

@@ -1,0 +1,151 @@
+"""The encoder in integers says what it says in floating point, but for rounding."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from copydesk import int8
+from copydesk.bert import Bert, BertSettings
+from copydesk.int8 import Int8Linear, Scale, measured, quantize
+from copydesk.predictor import choose_precision
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="torch has no operators of oneDNN on this processor"
+)
+SETTINGS = BertSettings(
+    model_type="bert",
+    vocab_size=50,
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=128,
+    max_position_embeddings=16,
+)
+
+
+def make_encoder() -> Bert:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Bert(SETTINGS).eval().requires_grad_(requires_grad=False)
+
+
+def make_rows(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 17, (count,), generator=random)
+    return torch.randint(1, 50, (count, 16), generator=random), (torch.arange(16) < lengths[:, None]).long()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_are_those_of_floating_point_but_for_a_hundredth(dtype):
+    encoder = make_encoder()
+    ids, mask = make_rows()
+    expected = encoder(ids, mask).last_hidden_state
+    with measured(encoder) as ranges:
+        encoder(ids, mask)
+
+    quantize(encoder, ranges)
+    found = encoder.to(dtype)(ids, mask).last_hidden_state
+
+    assert found.dtype == dtype
+    apart = (found.float() - expected)[mask.bool()].norm() / expected[mask.bool()].norm()
+    assert 0 < apart < 0.02
+
+
+def test_a_row_comes_out_the_same_in_any_company():
+    encoder = make_encoder()
+    ids, mask = make_rows()
+    with measured(encoder) as ranges:
+        encoder(ids, mask)
+    quantize(encoder, ranges)
+
+    together = encoder(ids, mask).last_hidden_state
+
+    for i in (0, 7, 39):
+        torch.testing.assert_close(encoder(ids[i : i + 1], mask[i : i + 1]).last_hidden_state, together[i : i + 1])
+
+
+def test_ranges_cover_all_that_was_read_within_the_context_alone():
+    encoder = make_encoder()
+    ids, mask = make_rows()
+    with measured(encoder) as ranges:
+        encoder(ids[:20], mask[:20])
+        encoder(ids[20:], mask[20:])
+    x = encoder.embeddings(ids)
+
+    assert len(ranges) == 3
+    assert ranges[0].attention == pytest.approx((x.min().item(), x.max().item()))
+    assert ranges[0].inner[0] == pytest.approx(-0.17, abs=0.01)  # GELU has no lower value
+    assert not any(module._forward_pre_hooks for module in encoder.modules())
+
+
+def test_ranges_of_an_encoder_that_is_not_ours_are_not_known():
+    with measured(nn.Linear(3, 4)) as ranges:
+        pass
+    with measured(make_encoder()) as unread:
+        pass
+
+    assert ranges == []
+    assert unread == []
+
+
+@pytest.mark.parametrize("values", [(-2.0, 6.0), (0.5, 3.0), (-3.0, -1.0)])
+def test_numbers_are_rounded_to_the_nearest_step_and_cut_off_at_the_ends(values):
+    scale = Scale.of(values)
+    x = torch.linspace(-10, 10, 1_001)
+
+    integers = scale.integers(x)
+
+    assert integers.dtype == torch.uint8
+    back = scale.step * (integers.double() - scale.zero)
+    low, high = min(values[0], 0.0), max(values[1], 0.0)
+    assert (back - x.clamp(low, high)).abs().max() <= scale.step * 0.51
+    assert scale.integers(torch.zeros(1)).item() == scale.zero
+
+
+def test_the_range_of_nothing_has_a_scale():
+    assert Scale.of((0.0, 0.0)).integers(torch.zeros(2)).tolist() == [0, 0]
+
+
+def test_a_projection_multiplies_the_rounded_numbers_exactly():
+    random = torch.Generator().manual_seed(0)
+    parts = [nn.Linear(32, 16), nn.Linear(32, 24)]
+    for part in parts:
+        part.weight.data = torch.randn(part.weight.shape, generator=random)
+        part.bias.data = torch.randn(part.bias.shape, generator=random)
+    x = torch.randn(5, 7, 32, generator=random)
+    linear = Int8Linear(parts, (-3.0, 3.0))
+
+    weight, bias = (torch.cat([getattr(part, name).data for part in parts]) for name in ("weight", "bias"))
+    steps = weight.abs().amax(dim=1, keepdim=True) / 127
+    rounded = linear.scale.step * (linear.scale.integers(x).float() - linear.scale.zero)
+    expected = functional.linear(rounded, (weight / steps).round() * steps, bias)
+    torch.testing.assert_close(linear(x), expected, atol=1e-4, rtol=1e-4)
+    out = Scale.of((-0.2, 8.0))
+    gelu = out.step * (linear.gelu(x, out).float() - out.zero)
+    np.testing.assert_allclose(gelu, functional.gelu(expected).clamp(max=8.0), atol=out.step * 0.6)
+
+
+def test_integers_are_chosen_where_they_are_native_and_the_ranges_known(monkeypatch):
+    encoder = make_encoder()
+    with measured(encoder) as ranges:
+        encoder(*make_rows())
+    cpu = torch.device("cpu")
+
+    monkeypatch.setattr(int8, "is_native", lambda: True)
+    assert choose_precision("auto", cpu, ranges) == "int8"
+    assert choose_precision("auto", cpu, None) in {"bfloat16", "float32"}
+    assert choose_precision("float32", cpu, ranges) == "float32"
+    monkeypatch.setattr(int8, "is_native", lambda: False)
+    assert choose_precision("auto", cpu, ranges) in {"bfloat16", "float32"}
+    assert choose_precision("int8", cpu, ranges) == "int8"
+
+
+@pytest.mark.parametrize(
+    ("device", "ranges", "message"),
+    [("cpu", None, "the model has no ranges"), ("cuda", [], "for processors, and the device is cuda")],
+)
+def test_integers_that_are_not_to_be_had_are_refused(device, ranges, message):
+    with pytest.raises(ValueError, match=message):
+        choose_precision("int8", torch.device(device), ranges)
