@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.nn import functional
 
-from copydesk.bert import Bert, Layer
+from copydesk.bert import Bert
 
 Range = tuple[float, float]
 
@@ -72,12 +72,9 @@ class Int8Linear(nn.Module):
         self.steps, self.zeros = steps, torch.zeros(len(steps), dtype=torch.long)
         self.bias = torch.cat([part.bias.detach().float() for part in parts])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (..., out) in the type of (..., in)."""
-        return self.multiply(self.scale.integers(x), x.dtype)
-
-    def multiply(self, integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return (..., out) of what was rounded to integers already."""
+    def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return (..., out) of (..., in), which may have been rounded to integers already."""
+        integers = x if x.dtype == torch.uint8 else self.scale.integers(x)
         return self._multiply(integers, Scale(1.0, 0), dtype, "none")
 
     def gelu(self, x: torch.Tensor, scale: Scale) -> torch.Tensor:
@@ -91,9 +88,14 @@ class Int8Linear(nn.Module):
 
 
 class Int8Layer(nn.Module):
-    """A `Layer` whose projections multiply integers; attention, sums and norms stay as they are."""
+    """A `Layer` whose projections multiply integers; sums and norms stay as they are.
 
-    def __init__(self, layer: Layer, ranges: LayerRanges) -> None:
+    Attention is computed in float32: in bfloat16 its last digits depend on the padding, and rounding to integers makes
+    them many times larger.
+    """
+
+    def __init__(self, layer: Any, ranges: LayerRanges) -> None:
+        """Take over a `Layer`."""
         super().__init__()
         attention = layer.attention
         self.num_heads = attention.num_heads
@@ -108,12 +110,12 @@ class Int8Layer(nn.Module):
         """Read (rows, tokens, width) under a mask that broadcasts to (rows, heads, tokens, tokens)."""
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(x).chunk(3, dim=-1)
+            for part in self.query_key_value(x, torch.float32).chunk(3, dim=-1)
         )
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = self.attention_norm(self.attention_output(attended.transpose(1, 2).flatten(2)) + x)
+        x = self.attention_norm(self.attention_output(attended.transpose(1, 2).flatten(2), x.dtype) + x)
         inner = self.feed_up.gelu(x, self.feed_down.scale)
-        return self.feed_norm(self.feed_down.multiply(inner, x.dtype) + x)
+        return self.feed_norm(self.feed_down(inner, x.dtype) + x)
 
 
 def is_native() -> bool:
@@ -143,7 +145,7 @@ def measured(encoder: nn.Module) -> Iterator[list[LayerRanges]]:
     if not isinstance(encoder, Bert):
         yield found
         return
-    layers = list(encoder.encoder["layer"].children())
+    layers: list[Any] = list(encoder.encoder["layer"].children())
     seen: list[dict[str, Range]] = [{} for _ in layers]
     hooks = [
         module.register_forward_pre_hook(_watch(values, name))
@@ -161,7 +163,7 @@ def measured(encoder: nn.Module) -> Iterator[list[LayerRanges]]:
         for hook in hooks:
             hook.remove()
     if all(seen):
-        found += [LayerRanges(**values) for values in seen]
+        found += [LayerRanges.model_validate(values) for values in seen]
 
 
 def _watch(values: dict[str, Range], name: str) -> Any:
