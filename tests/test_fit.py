@@ -248,7 +248,10 @@ def test_training_lowers_the_loss_on_what_was_trained_on():
     release(experiment)
 
     rows = rows_of(experiment, "train")
-    predicted = logits_of(load_saved(experiment.released), rows).argmax(axis=1)
+    saved = load_saved(experiment.released)
+    predicted = logits_of(saved, rows).argmax(axis=1)
+    assert len(saved.description.ranges) == saved.model.encoder.config.num_hidden_layers
+    assert all(low < 0 < high for layer in saved.description.ranges for _, (low, high) in layer)
     true = np.concatenate([row["classes"] for row in rows])
     assert (predicted == true).mean() > np.bincount(true).max() / len(true) + 0.05
     assert summary["validation_macro_f1"] > 0.3

@@ -1,7 +1,7 @@
-"""Stage 3: calibrate, choose thresholds, write the model folder and its card.
+"""Stage 3: calibrate, choose thresholds, measure activations, write the model folder and its card.
 
-Knows temperatures, thresholds and the folder; knows nothing of training. All choices are made on rows that the scoring
-model did not train on: validation, and the other folds where the fit stage scored them.
+Knows temperatures, thresholds, ranges and the folder; knows nothing of training. All choices are made on rows that the
+scoring model did not train on: validation, and the other folds where the fit stage scored them.
 """
 
 import json
