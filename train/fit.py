@@ -1,8 +1,9 @@
 """Stage 2: fine-tune, keep the best on validation.
 
 Knows which rows train and which are held out; knows nothing of thresholds or model folders. Writes the trained tensors,
-`fit.json` (what they are), `made_of.json` (settings, hashes of what was read) and `held_out.npz` (logits of rows that
-the scoring model did not train on) to `models/NAME/fit`.
+`fit.json` (what they are, and the ranges of what the encoder computes on held-out rows), `made_of.json` (settings,
+hashes of what was read) and `held_out.npz` (logits of rows that the scoring model did not train on) to
+`models/NAME/fit`.
 """
 
 import json
@@ -22,6 +23,7 @@ from transformers import TrainerCallback
 
 from copydesk.encode import TextEncoder
 from copydesk.encoder import encoder_folder, sha256_of
+from copydesk.int8 import measured
 from copydesk.network import CopydeskModel
 from copydesk.predictor import choose_device, tune_malloc
 from train import baseline, checkpoints, tracking
@@ -109,7 +111,8 @@ def _fit_transformer(
         model = trainer.best_model()
         trained = trained_tensors(model)
         save_file(trained, experiment.fitted / WEIGHTS)
-        held_out.append(held_out_scores(fitting, model, validation))
+        with measured(model.encoder) as ranges:
+            held_out.append(held_out_scores(fitting, model, validation))
     if settings.out_of_fold_epochs:
         everything = Rows(train.pages + validation.pages, train.articles + validation.articles)
         held_out += score_other_folds(fitting, everything, num_folds=experiment.prepare.num_folds, output=working)
@@ -122,6 +125,7 @@ def _fit_transformer(
         "encoder_sha256": sha256_of(folder / "model.safetensors"),
         "network": model.shape.model_dump(),
         "hints": hints,
+        "ranges": [layer.model_dump(mode="json") for layer in ranges] or None,
         "lora_scale": 1.0 if settings.tuning == "lora" else None,
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,

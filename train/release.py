@@ -1,6 +1,6 @@
-"""Stage 3: calibrate, choose thresholds, measure activations, write the model folder and its card.
+"""Stage 3: calibrate, choose thresholds, write the model folder and its card.
 
-Knows temperatures, thresholds, ranges and the folder; knows nothing of training. All choices are made on rows that the
+Knows temperatures, thresholds and the folder; knows nothing of training. All choices are made on rows that the
 scoring model did not train on: validation, and the other folds where the fit stage scored them.
 """
 
@@ -11,11 +11,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -23,24 +21,19 @@ from scipy.optimize import minimize_scalar
 
 from copydesk.decode import class_probabilities, label_scores, topic_probabilities
 from copydesk.encoder import encoder_folder, sha256_of
-from copydesk.int8 import LayerRanges, measured
 from copydesk.labels import CLASSES, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
-from copydesk.predictor import Document, Predictor
-from copydesk.saved import TOKENIZER, Base, Description, load_saved, save_folder
+from copydesk.saved import TOKENIZER, Base, Description, save_folder
 from train import baseline, tracking
 from train.card import card_of
 from train.config import Experiment, TransformerFit, experiment_from_arguments
 from train.metrics import expected_calibration_error, labels_of
-from train.packs import load_rows
 from train.sources.articles import read_topics
 
 log = logging.getLogger(__name__)
 
 NUM_FOLDS = 5
 GRID = np.arange(0.05, 0.951, 0.01)
-NUM_MEASURED = 48
-"""Pages, and articles, on which the encoder's activations are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +225,9 @@ def _write_folder(
             borrowed=[name.removeprefix("encoder.") for name in names if name not in trained],
             lora_scale=summary["lora_scale"],
         ),
+        ranges=summary.get("ranges"),
     )
-    save = partial(
-        save_folder,
+    save_folder(
         experiment.released,
         tensors={name: tensor.to(dtype) for name, tensor in trained.items()},
         tokenizer=(base / TOKENIZER).read_text("utf-8"),
@@ -242,26 +235,8 @@ def _write_folder(
         created=datetime.now(UTC).date().isoformat(),
         run=provenance(experiment),
         card=card,
+        description=description,
     )
-    save(description=description)
-    if ranges := measure_ranges(experiment):
-        save(description=description.model_copy(update={"ranges": ranges}))
-
-
-def measure_ranges(experiment: Experiment) -> list[LayerRanges]:
-    """Return the ranges of what the released encoder computes on validation rows; none if it is not of our making."""
-    desk = Predictor(load_saved(experiment.released), device="cpu")
-    pages, articles = (_some(load_rows(experiment.prepared, kind, "validation")) for kind in ("pages", "articles"))
-    with measured(desk.model.encoder) as ranges:
-        for row in pages:
-            desk.section_logits([desk.prepare(Document(row["content"], kind=row["kind"])).encoded])
-        desk.topic_logits([f"{row['title']}\n{row['text']}" for row in articles])
-    return ranges
-
-
-def _some(rows: datasets.Dataset) -> datasets.Dataset:
-    """Return rows from all over the set, a few dozens at most."""
-    return rows.select(range(0, len(rows), -(-len(rows) // NUM_MEASURED) or 1))
 
 
 def provenance(experiment: Experiment) -> dict[str, str]:
