@@ -359,6 +359,7 @@ class CopydeskTrainer(Trainer):
             sections,
             topics,
             *targets,
+            teachers=batch.teachers.to(device),
             weights=self.weights,
             over_processes=mean_over_processes,
         )
