@@ -8,7 +8,7 @@ import trafilatura
 
 from copydesk.labels import CLASSES
 from copydesk.predictor import Document
-from train.config import experiment_from_arguments
+from train.arguments import experiment_from_arguments
 from train.evaluate import load_predictor, score_pages
 from train.metrics import body_f1, bootstrap
 from train.packs import load_rows, resplit

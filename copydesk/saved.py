@@ -164,7 +164,7 @@ def read_description(folder: Path | str) -> Description:
     if description.ranges is not None and len(description.ranges) != layers:
         raise ModelError(
             f"{path} has ranges for {len(description.ranges)} layers, its text encoder has {layers}: "
-            "run the release stage again"
+            "run fit and release again"
         )
     return description
 

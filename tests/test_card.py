@@ -10,8 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from copydesk.labels import CLASSES, SectionLabel, TopicInfo, TopicList
+from train.arguments import load_experiment
 from train.card import EXAMPLES, card_of, scored_card
-from train.config import Experiment, load_experiment
+from train.config import Experiment
 from train.release import Calibration
 from train.scores import SHOWN
 

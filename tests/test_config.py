@@ -6,17 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from train.config import (
-    BaselineFit,
-    ConfigError,
-    Experiment,
-    NewsroomSource,
-    TransformerFit,
-    Trial,
-    experiment_from_arguments,
-    load_experiment,
-    with_settings,
-)
+from train.arguments import ConfigError, experiment_from_arguments, load_experiment
+from train.config import BaselineFit, Experiment, NewsroomSource, TransformerFit, Trial, with_settings
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

@@ -12,15 +12,16 @@ from tokenizers import Tokenizer
 
 from copydesk.encode import TextEncoder, collate_pages
 from copydesk.saved import SavedModel, load_saved
-from train.config import ConfigError, Experiment, load_experiment
+from train.arguments import ConfigError, load_experiment
+from train.config import Experiment
 from train.fit import fit
+from train.fitting import Fitting
 from train.loss import LossWeights, loss_of
 from train.metrics import label_confusion, labels_of, macro_f1
 from train.packs import load_rows, resplit
 from train.prepare import prepare
 from train.release import release
 from train.sources.articles import read_topics
-from train.trainer import Fitting
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -133,9 +134,14 @@ def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
     [
         (["fit.encoder_layers=1", "fit.frozen_layers=2"], "encoder_layers keeps only 1"),
         (["fit.encoder_layers=0", "fit.tuning=lora"], "leaves nothing to adapt"),
+        (["fit.one_way_readers=1"], "one_way_readers is 1, but consistency_weight 0 draws none"),
+        (
+            ["fit.consistency_weight=1", "fit.one_way_readers=9"],
+            "one_way_readers is 9, expected at most network.page_enc",
+        ),
     ],
 )
-def test_layers_that_are_not_there_cannot_be_frozen_or_adapted(settings: list[str], message: str):
+def test_parts_of_a_network_that_are_not_there_cannot_be_set(settings: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         tiny(*settings)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import Experiment, load_experiment
+from train.arguments import load_experiment
+from train.config import Experiment
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]

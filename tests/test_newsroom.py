@@ -9,7 +9,8 @@ import yaml
 
 from copydesk.labels import CLASSES
 from copydesk.split import split
-from train.config import NewsroomSource, load_experiment
+from train.arguments import load_experiment
+from train.config import NewsroomSource
 from train.prepare import Row, assign_splits, drop_duplicates, find_leaks
 from train.sources.articles import read_topics
 from train.sources.composer import compose_pages, spans_of

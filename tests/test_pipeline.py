@@ -18,8 +18,9 @@ from train import evaluate as evaluate_stage
 from train import fit as fit_stage
 from train import prepare as prepare_stage
 from train import release as release_stage
+from train.arguments import load_experiment
 from train.baseline import BaselinePredictor
-from train.config import Experiment, load_experiment
+from train.config import Experiment
 from train.evaluate import evaluate, load_predictor
 from train.fit import fit
 from train.packs import load_rows

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.config import load_experiment
+from train.arguments import load_experiment
 from train.fit import fit
 from train.loss import LossWeights, loss_of
 

@@ -15,7 +15,7 @@ from copydesk.predictor import Document
 from copydesk.saved import load_saved, save_folder
 from train import evaluate as evaluate_stage
 from train import promote
-from train.config import load_experiment
+from train.arguments import load_experiment
 from train.fit import fit
 from train.packs import load_rows, resplit
 from train.release import release

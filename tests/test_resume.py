@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 from copydesk.encoder import sha256_of
-from train import checkpoints, fit, tracking, trainer, warm_up
-from train.config import load_experiment
+from train import checkpoints, fit, fitting, tracking, trainer, warm_up
+from train.arguments import load_experiment
 
 LONG = (  # warm-up; 12 steps, a checkpoint every second one and after each epoch; then two models for the other folds
     "fit.epochs=2 fit.patience=9 fit.tokens_per_batch=3_000 fit.checkpoint_steps=2 fit.warm_up_epochs=1 "
@@ -50,10 +50,10 @@ def dies_at(count: int, call: Callable, *, tearing: Callable | None) -> Callable
 
 PLACES: dict[str, tuple[Any, str, Callable | None]] = {
     "warm-up step": (warm_up, "loss_of", None),
-    "weights of the warm-up": (trainer, "save_file", lambda _, file: file),
+    "weights of the warm-up": (fitting, "save_file", lambda _, file: file),
     "step": (trainer.CopydeskTrainer, "training_step", None),
     "end of step": (trainer.CheckpointCallback, "on_step_end", None),
-    "validation": (trainer, "validation_scores", None),
+    "validation": (fitting, "validation_scores", None),
     "weights": (safetensors.torch, "save_file", lambda _, file: Path(file)),
     "optimizer": (torch, "save", lambda _, file: Path(file)),
     "seal": (checkpoints, "seal", None),

@@ -15,9 +15,10 @@ from mlflow.entities import Run as StoredRun
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
+from train import fitting, sweep, trainer
 from train import study as study_module
-from train import sweep, trainer
-from train.config import Experiment, load_experiment
+from train.arguments import load_experiment
+from train.config import Experiment
 from train.store import connect
 from train.study import StudyError
 
@@ -92,8 +93,8 @@ def test_a_sweep_that_is_killed_and_resumed_finishes_all_trials_once(
 
 
 def test_a_trial_below_the_others_median_is_pruned(workplace: Path, monkeypatch: pytest.MonkeyPatch):
-    given, score = iter([0.5, 0.5, 0.1]), trainer.validation_scores
-    monkeypatch.setattr(trainer, "validation_scores", lambda *rows: score(*rows) | {"eval_step_macro_f1": next(given)})
+    given, score = iter([0.5, 0.5, 0.1]), fitting.validation_scores
+    monkeypatch.setattr(fitting, "validation_scores", lambda *rows: score(*rows) | {"eval_step_macro_f1": next(given)})
     space = f"sweep={{settings: {SPACE}, startup_trials: 1}}"
 
     best = sweep.search(load_experiment("tiny.yaml", ["fit.epochs=2", space]), num_trials=2)

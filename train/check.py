@@ -21,7 +21,8 @@ import datasets
 from copydesk.labels import CLASSES, TopicList
 from copydesk.page import PageError
 from copydesk.split import RawSection, split
-from train.config import ArticleSource, ConfigError, NewsroomSource, PageSource, load_experiment
+from train.arguments import ConfigError, load_experiment
+from train.config import ArticleSource, NewsroomSource, PageSource
 from train.sources import annotated_pages
 from train.sources.articles import LabelledArticle, read_articles, read_topics
 from train.sources.pages import AnnotatedPage, BadRow

@@ -1,15 +1,13 @@
-"""Experiments: YAML and overrides → a frozen, validated `Experiment`.
+"""What an experiment is: a frozen, validated `Experiment`.
 
-Knows every setting, its type and its meaning; knows nothing of what is done with it. Top keys are stage names.
+Knows every setting, its type and its meaning; knows nothing of files or of what is done with it. Top keys are stage
+names.
 """
 
-import argparse
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,10 +26,6 @@ from copydesk.encoder import MINILM
 from copydesk.network import PageShape
 
 
-class ConfigError(ValueError):
-    """A config is wrong. The message lists all faults at once."""
-
-
 class Part(BaseModel):
     """A group of settings: closed, frozen, documented."""
 
@@ -46,7 +40,8 @@ class PageSource(Part):
     annotations: Path
     """JSON lines as `data/README.md` describes them."""
     folder: Path
-    """Folder in which each annotation's page is looked for, as `PAGE`, `.html`, `.html.gz`, `.txt`, or its `file`."""
+    """Folder in which each annotation's page is looked for, as NAME of SOURCE/NAME with
+    `.html.gz`, `.html`, `.txt` or `.txt.gz`, else as its `file`."""
     only_evaluate: bool = False
     """What would train is left out; validation and test are those that they are without this."""
 
@@ -208,7 +203,9 @@ class TransformerFit(Part):
         return self
 
     @model_validator(mode="after")
-    def _one_way_readers_are_page_encoders(self) -> "TransformerFit":
+    def _one_way_readers_are_drawn_page_encoders(self) -> "TransformerFit":
+        if self.one_way_readers and not self.consistency_weight:
+            raise ValueError(f"one_way_readers is {self.one_way_readers}, but consistency_weight 0 draws none of them")
         if self.one_way_readers > self.network.page_encoders:
             raise ValueError(
                 f"one_way_readers is {self.one_way_readers}, expected at most network.page_encoders: "
@@ -433,81 +430,3 @@ def _faults_of_space(experiment: Experiment, name: str, space: Range | Choices) 
         except ValidationError as error:
             faults += [f"{name} cannot be {end!r}: {fault['msg']}" for fault in error.errors()]
     return faults
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: YAML 1.1 reads `3e-5` as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)|\d+\.\d*|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
-    list("-+0123456789."),
-)
-
-
-def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
-    """Read a config file and apply `a.b=c` overrides.
-
-    Raises:
-        ConfigError: the file cannot be read, or settings are wrong: all faults at once.
-    """
-    path = Path(path)
-    try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}. Shipped ones are in configs/") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML in UTF-8: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, expected settings under top keys: see configs/")
-    for override in overrides or ():
-        _apply(content, override)
-    try:
-        return Experiment.model_validate(content)
-    except ValidationError as error:
-        faults = "\n".join(
-            f"  {'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (got {fault['input']!r})"
-            if fault["loc"]
-            else f"  {fault['msg']}"  # of settings together: got would be all of them
-            for fault in error.errors()
-        )
-        raise ConfigError(f"{path} has {error.error_count()} fault(s):\n{faults}") from error
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: expected KEY.KEY=VALUE, e.g. fit.epochs=2")
-    *parents, last = key.split(".")
-    target = content
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"override {override!r}: {parent} is a value, not a group of settings")
-    try:
-        target[last] = yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {value!r} is no valid YAML: {error}") from error
-
-
-def experiment_from_arguments(description: str, arguments: list[str] | None = None) -> Experiment:
-    """Parse the command line that all stages share."""
-    parser = stage_parser(description)
-    return experiment_of(parser.parse_args(arguments), parser)
-
-
-def stage_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser of what all stages share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="an experiment, see configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
-    return parser
-
-
-def experiment_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Experiment:
-    """Load the experiment that a command line names, or end with what is wrong with it."""
-    try:
-        return load_experiment(options.config, options.set)
-    except ConfigError as error:
-        parser.exit(2, f"{error}\n")

@@ -27,9 +27,10 @@ from copydesk.predictor import Document, Predictor
 from copydesk.saved import CARD
 from copydesk.split import RawPage
 from train import figures, tracking
+from train.arguments import experiment_from_arguments
 from train.baseline import BaselinePredictor
 from train.card import scored_card
-from train.config import BaselineFit, Experiment, experiment_from_arguments
+from train.config import BaselineFit, Experiment
 from train.counts import page_table
 from train.metrics import body_f1, labels_of, topic_counts, topic_f1
 from train.packs import load_rows, resplit

@@ -27,11 +27,12 @@ from copydesk.int8 import measured
 from copydesk.network import CopydeskModel
 from copydesk.predictor import choose_device, tune_malloc
 from train import baseline, checkpoints, tracking
-from train.config import BaselineFit, Experiment, TransformerFit, experiment_of, stage_parser
+from train.arguments import experiment_of, stage_parser
+from train.config import BaselineFit, Experiment, TransformerFit
+from train.fitting import Fitting, Rows, trained_tensors
 from train.packs import choose_hints, encode_rows, load_rows
 from train.processes import join, leave
 from train.sources.articles import read_topics
-from train.trainer import Fitting, Rows, trained_tensors
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,11 @@ def _fit_transformer(
         Rows(*encode_rows(rows, load_rows(experiment.prepared, "articles", split), encoder=encoder, topics=topics))
         for split, rows in pages.items()
     )
+    for name, rows in (("train", train), ("validation", validation)):
+        if not rows.pages:
+            raise ValueError(
+                f"{experiment.prepared} has no {name} pages, expected some of each split: give pages of more sites"
+            )
     fitting = Fitting(settings, folder, topics, num_hints=len(hints))
     working = experiment.fitted / CHECKPOINTS
     told = [tracking.trainer_callback(run), *callbacks]

@@ -21,7 +21,8 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from copydesk.labels import CLASSES, TopicList
-from train.config import Experiment, Prepare, experiment_from_arguments
+from train.arguments import experiment_from_arguments
+from train.config import Experiment, Prepare
 from train.sources import annotated_pages
 from train.sources.articles import LabelledArticle, read_articles, read_topics
 from train.sources.pages import AnnotatedPage, BadRow

@@ -23,7 +23,8 @@ from copydesk.network import CopydeskModel
 from copydesk.predictor import Document
 from copydesk.registry import CHALLENGER, CHAMPION, SCHEME, fetch, tracking_uri
 from copydesk.saved import read_description, read_manifest
-from train.config import Experiment, load_experiment
+from train.arguments import load_experiment
+from train.config import Experiment
 from train.counts import Counts, page_table
 from train.evaluate import score_pages
 from train.gate import NAMES, Cost, Difference, Verdict, compare, judge

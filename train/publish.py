@@ -12,7 +12,8 @@ from pathlib import Path
 import datasets
 
 from copydesk.saved import CARD, MANIFEST, read_manifest
-from train.config import Experiment, experiment_from_arguments
+from train.arguments import experiment_from_arguments
+from train.config import Experiment
 from train.evaluate import evaluate
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,9 @@ from copydesk.labels import CLASSES, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.saved import TOKENIZER, Base, Description, save_folder
 from train import baseline, tracking
+from train.arguments import experiment_from_arguments
 from train.card import card_of
-from train.config import Experiment, TransformerFit, experiment_from_arguments
+from train.config import Experiment, TransformerFit
 from train.metrics import expected_calibration_error, labels_of
 from train.sources.articles import read_topics
 
@@ -204,6 +205,8 @@ def _write_folder(
     topics: TopicList,
     card: str,
 ) -> None:
+    if "ranges" not in summary:
+        raise ValueError(f"{experiment.fitted} was fitted by an earlier version: run `python -m train.fit` again")
     trained = load_file(experiment.fitted / "trained.safetensors")
     network = CopydeskConfig(**summary["network"])
     with torch.device("meta"):
@@ -225,7 +228,7 @@ def _write_folder(
             borrowed=[name.removeprefix("encoder.") for name in names if name not in trained],
             lora_scale=summary["lora_scale"],
         ),
-        ranges=summary.get("ranges"),
+        ranges=summary["ranges"],
     )
     save_folder(
         experiment.released,

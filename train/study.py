@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from train.config import Range, Sweep
-from train.trainer import SCORE
+from train.fitting import SCORE
 
 log = logging.getLogger(__name__)
 

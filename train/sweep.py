@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from transformers import TrainerCallback
 
 from train import tracking
-from train.config import Experiment, Trial, experiment_of, stage_parser, value_of, with_settings
+from train.arguments import experiment_of, stage_parser
+from train.config import Experiment, Trial, value_of, with_settings
 from train.evaluate import evaluate
 from train.fit import fit, hashes_of_what_is_read
 from train.metrics import bootstrap

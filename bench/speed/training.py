@@ -34,8 +34,8 @@ from copydesk.network import PageShape
 from copydesk.predictor import tune_malloc
 from copydesk.saved import SavedModel, load_saved
 from train.config import TransformerFit
+from train.fitting import Fitting, Rows
 from train.packs import Packs, TrainingArticle, TrainingPage
-from train.trainer import Fitting, Rows
 
 What = Literal["sections", "articles"]
 TOKENS_PER_STEP = 4_000
@@ -80,6 +80,7 @@ def _compare(setup: Setup, what: What, *, count: int) -> list[Row]:
     seconds = median(taken["ours"], "seconds")
     counts, batch = taken["ours"][0], taken["theirs"][0]
     flops_per_second = counts["flops"] / seconds
+    precision = "bfloat16" if "bfloat16" in taken["peak"][0] else "float32"
     return [
         Row(
             f"an epoch beside `Trainer`, {NAMES[what]}",
@@ -91,8 +92,8 @@ def _compare(setup: Setup, what: What, *, count: int) -> list[Row]:
             note=f"{batch['rows']} rows, {batch['batch_size']} a step",
         ),
         Row(
-            f"share of the matmul peak in training, {NAMES[what]}",
-            flops_per_second / (1e9 * median(taken["peak"], "used")),
+            f"share of the {precision} matmul peak in training, {NAMES[what]}",
+            flops_per_second / (1e9 * median(taken["peak"], precision)),
             goal=Goal(0.33),
             note=f"{counts['real'] / seconds:,.0f} real tokens/s",
         ),
