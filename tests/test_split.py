@@ -1,4 +1,3 @@
-import codecs
 import html
 import re
 
@@ -7,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
-from copydesk.detect import decode_bytes, detect_kind
+from copydesk.detect import decode_bytes
 from copydesk.hints import MAX_OUTER_HINTS
 from copydesk.page import PageError
 from copydesk.split import Limits, split
@@ -366,137 +365,6 @@ def test_a_long_run_of_white_space_inside_a_line_is_no_section():
     assert split("a" + " " * 5_000 + "b" + "\t" * 5_000, kind="text").texts() == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "<!DOCTYPE html>a",
-        "\ufeff \n<!doctype HTML>",
-        "<html lang=de>",
-        "<HEAD>",
-        "<body>a",
-        "<p>a</p>",
-        "a<br/>b<BR>c",
-        "<?xml version='1.0'?><!-- x --><html><body>a",
-        "<a href='x'>a</a>",
-    ],
-)
-def test_html_is_recognised(source):
-    assert detect_kind(source) == "html"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        *(
-            "",
-            " ",
-            "a",
-            "a < b > c",
-            "one <p> only",
-            "<https://example.org> <me@example.org>",
-            "if a<b and c>d: <pre-x>",
-        ),
-        "<placeholder> and <another>",
-    ],
-)
-def test_text_is_recognised(source):
-    assert detect_kind(source) == "text"
-
-
-@pytest.mark.parametrize(
-    ("mark", "encoding"),
-    [
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-        (codecs.BOM_UTF32_LE, "utf-32-le"),
-        (codecs.BOM_UTF32_BE, "utf-32-be"),
-    ],
-)
-def test_a_byte_order_mark_beats_a_declaration(mark, encoding):
-    source = "<meta charset='koi8-r'><p>Größe 日本</p><p>😀</p>"
-
-    page = split(mark + source.encode(encoding))
-
-    assert page.texts() == ["Größe 日本", "😀"]
-    assert decode_bytes(mark + source.encode(encoding)) == source
-
-
-def test_valid_utf8_beats_a_wrong_declaration():
-    assert split("<meta charset='iso-8859-1'><p>Größe</p>".encode()).texts() == ["Größe"]
-
-
-@pytest.mark.parametrize(
-    ("label", "encoding", "text"),
-    [
-        ("windows-1251", "cp1251", "Привет, мир"),
-        ("shift_jis", "shift_jis", "日本の新聞"),
-        ("iso-8859-1", "cp1252", "“Größe” – 5 €"),
-        ("us-ascii", "cp1252", "“Größe”"),
-        ("GBK", "gbk", "中国新闻"),
-        ("EUC-JP", "euc_jp", "日本の新聞"),
-    ],
-)
-@pytest.mark.parametrize(
-    "head",
-    [
-        '<meta charset="{}">',
-        "<META content='text/html; charset={}' http-equiv=Content-Type>",
-        "<?xml version='1.0' encoding='{}'?>",
-    ],
-)
-def test_a_declared_encoding_is_believed(head, label, encoding, text):
-    data = f"{head.format(label)}<p>".encode() + text.encode(encoding) + b"</p><p>"
-
-    assert split(data).texts() == [text]
-
-
-@pytest.mark.parametrize(
-    ("label", "encoding", "text"),
-    [
-        ("gb2312", "gbk", "朱镕基"),
-        ("shift_jis", "cp932", "①髙橋"),
-        ("euc-kr", "cp949", "똠방각하"),
-        ("iso-8859-9", "cp1254", "“İstanbul”"),
-    ],
-)
-def test_a_declared_label_means_what_browsers_take_it_for(label, encoding, text):
-    """The HTML standard's labels (encoding.spec.whatwg.org) are wider than Python's codecs of the same names."""
-    data = f"<html><meta charset={label}><p>".encode() + text.encode(encoding) + b"</p>"
-
-    assert split(data).texts() == [text]
-
-
-@pytest.mark.parametrize("label", ["utf-16", "utf-16le", "utf-32"])
-def test_a_declaration_that_could_not_be_read_if_it_were_true_is_not_believed(label):
-    assert split(f"<html><meta charset={label}><p>".encode() + b"to be \xff</p>").text.startswith("to be ")
-
-
-@pytest.mark.parametrize(
-    "label",
-    ["nonsense", "rot13", "base64", "x" * 500, "undefined", "..", "idna", "punycode", "unicode_escape", "utf-7"],
-)
-def test_a_nonsense_declaration_does_no_harm(label):
-    text = "Die Größe der Straße überrascht die Läufer, und die Mädchen möchten natürlich schöne Bücher. "
-    data = f"<html><meta charset={label}><p>".encode() + (text * 20).encode("latin-1") + b" \\d \\x</p>"
-
-    assert "Läufer" in split(data).text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Die Größe der Straße überrascht die Läufer, und die Mädchen möchten natürlich schöne Bücher. ",
-        "Le président a déclaré à l'Élysée que la réforme sera présentée après l'été, malgré les critiques. ",
-    ],
-    ids=["German", "French"],
-)
-def test_an_undeclared_latin_page_is_sniffed(text):
-    data = f"<html><p>{text * 20}</p>".encode("latin-1")
-
-    assert split(data).text == (text * 20).strip()
-
-
 def test_broken_utf8_in_a_page_that_declares_it_costs_only_the_broken_characters():
     assert split("<meta charset=utf-8><p>Größe".encode() + b"\xff\xfe x</p><p>").texts() == ["Größe\ufffd\ufffd x"]
 
@@ -528,69 +396,6 @@ def test_a_page_of_exactly_the_limits_is_read():
 def test_a_page_above_a_limit_is_refused_with_what_to_do(limits, message):
     with pytest.raises(PageError, match=message):
         split(b"<p>a</p><p>b</p>", limits=limits)
-
-
-DEEP = r"nests elements more than 10,000 deep, which is the limit: check for unclosed tags, or raise max_depth"
-
-
-def test_unclosed_divs_are_refused_at_once(within):
-    with within(2), pytest.raises(PageError, match=DEEP):
-        split("<div>" * 20_000 + "a", kind="html")
-
-
-@pytest.mark.parametrize("tag", ["p", "li", "td", "dd", "br"])
-def test_unclosed_elements_that_close_each_other_are_answered(tag, within):
-    with within(10):
-        page = split(("<table><tr>" if tag == "td" else "") + f"<{tag}>a" * 20_000, kind="html")
-
-    assert set(bare(page.text)) == {"a"}
-
-
-def test_a_page_just_below_the_depth_limit_is_read():
-    assert texts_of("<div>" * 90 + "a" + "</div>" * 90, limits=Limits(max_depth=90)) == ["a"]
-
-
-def test_many_closed_elements_beside_each_other_are_not_deep():
-    assert len(texts_of("<div><i>a</i></div>" * 200, limits=Limits(max_depth=100))) == 200
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "<script>'{}'</script>",
-        "<SCRIPT src=x>'{}'</script >",
-        "<style>{}</style>",
-        "<!-- {} -->",
-    ],
-)
-def test_tags_that_are_never_read_add_no_depth(content):
-    filled = content.format("<div>" * 200)
-
-    assert texts_of(f"<p>a</p>{filled}<p>b</p>", limits=Limits(max_depth=100)) == ["a", "b"]
-
-
-def test_void_and_self_closing_elements_of_a_drawing_add_no_depth():
-    drawing = "<svg>" + "<path d='M0 0'/>" * 200 + "</svg>"
-
-    assert texts_of(f"{drawing}{'<br>' * 200}{'<img src=x />' * 200}a", limits=Limits(max_depth=100)) == ["a"]
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "<div/>" * 500,  # HTML knows no self-closing div
-        "<div></x>" * 500,  # an end tag that closes nothing
-        "<!-->" + "<div>" * 500 + "-->",  # HTML ends this comment at once
-        "<p title='<!--'>" + "<div>" * 500 + "-->",
-        "<textarea><!--</textarea>" + "<div>" * 500 + "-->",
-        "<p title='<script>'>" + "<div>" * 500 + "</script>",
-        "<b>" * 500,
-    ],
-    ids=["self-closing", "strayed end tags", "empty comment", "in an attribute", "in raw text", "script", "inline"],
-)
-def test_no_way_of_writing_a_deep_page_escapes_the_limit(source):
-    with pytest.raises(PageError, match="more than 100 deep"):
-        split(f"<html>{source}", kind="html", limits=Limits(max_depth=100))
 
 
 @pytest.mark.parametrize("unit", ["<a", "<a ", "<!--", "<script>", "<a b='", "</", "<", "<p<", "<![CDATA[", "&", "<br"])
