@@ -106,8 +106,10 @@ def choose_precision(precision: Precision, device: torch.device, ranges: Sequenc
     if precision == "int8":
         if device.type != "cpu":
             raise ValueError(f"precision is int8, which is for processors, and the device is {device}: use auto")
+        if not int8.is_native():
+            raise ValueError("precision is int8, which this processor or this torch does not multiply: use auto")
         if not ranges:
-            raise ValueError("precision is int8, but the model has no ranges: use auto, or run the release stage again")
+            raise ValueError("precision is int8, but the model has no ranges: use auto, or run fit and release again")
     if precision != "auto":
         return precision
     if ranges and device.type == "cpu" and int8.is_native():

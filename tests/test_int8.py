@@ -143,13 +143,18 @@ def test_integers_are_chosen_where_they_are_native_and_the_ranges_known(monkeypa
     assert choose_precision("float32", cpu, ranges) == "float32"
     monkeypatch.setattr(int8, "is_native", lambda: False)
     assert choose_precision("auto", cpu, ranges) in {"bfloat16", "float32"}
-    assert choose_precision("int8", cpu, ranges) == "int8"
 
 
 @pytest.mark.parametrize(
-    ("device", "ranges", "message"),
-    [("cpu", None, "the model has no ranges"), ("cuda", [], "for processors, and the device is cuda")],
+    ("device", "native", "message"),
+    [
+        ("cpu", True, "the model has no ranges"),
+        ("cpu", False, "this processor or this torch does not multiply"),
+        ("cuda", True, "for processors, and the device is cuda"),
+    ],
 )
-def test_integers_that_are_not_to_be_had_are_refused(device, ranges, message):
+def test_integers_that_are_not_to_be_had_are_refused(device, native, message, monkeypatch):
+    monkeypatch.setattr(int8, "is_native", lambda: native)
+
     with pytest.raises(ValueError, match=message):
-        choose_precision("int8", torch.device(device), ranges)
+        choose_precision("int8", torch.device(device), None)

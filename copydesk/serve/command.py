@@ -80,7 +80,7 @@ def serve(  # noqa: PLR0913 (an argument an option)
     lanes: Annotated[int, _limit("lanes", "Batches read at once; they share the cores.")] = _DEFAULT.lanes,
     timeout: Annotated[float, _time("timeout", "To answer a request; after it 503.")] = _DEFAULT.timeout,
     read_timeout: Annotated[
-        float, _time("read-timeout", "For a request to arrive; after it 408.")
+        float, _time("read-timeout", "For a request's body, or a stream's next line, to arrive; after it 408.")
     ] = _DEFAULT.read_timeout,
     grace: Annotated[float, _time("grace", "To finish what was accepted, after SIGTERM.")] = _DEFAULT.grace,
     watch: Annotated[

@@ -31,7 +31,6 @@ from copydesk.serve.source import ModelSource
 class Slow(ModelSource):
     def load(self):
         predictor = super().load()
-        predictor.model.encoder.float()  # where bfloat16 is not native it is slow
         read = predictor.read_batch
         def slow(batch):
             time.sleep(options["seconds_a_page"] * len(batch))
@@ -40,16 +39,16 @@ class Slow(ModelSource):
         return predictor
 
 options = json.loads(sys.argv[2])
-sys.exit(serve(Slow(sys.argv[1]), Settings(**options["settings"]), host="127.0.0.1", port=0, keys=options["keys"]))
+model = Slow(sys.argv[1], precision="float32")  # where bfloat16 is not native it is slow
+sys.exit(serve(model, Settings(**options["settings"]), host="127.0.0.1", port=0, keys=options["keys"]))
 """
 
 
 @pytest.fixture(scope="session")
 def predictor(tiny_model: Path) -> Predictor:
     """Load the tiny model as the service does, in float32 so that answers do not depend on their batch."""
-    predictor = copydesk.load(tiny_model, device="cpu", limits=Limits(max_bytes=100_000, max_sections=500))
-    predictor.model.encoder.float()
-    return predictor
+    limits = Limits(max_bytes=100_000, max_sections=500)
+    return copydesk.load(tiny_model, device="cpu", precision="float32", limits=limits)
 
 
 @pytest.fixture
