@@ -94,6 +94,7 @@ def machine(sizes: Sizes) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "float32_gflops": peaks["float32"],
         "bfloat16_gflops": peaks.get("bfloat16"),
+        "int8_gflops": peaks.get("int8"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
@@ -107,9 +108,10 @@ def _processor_lines() -> list[str]:
 
 def described(facts: Mapping[str, Any]) -> str:
     """Return the machine in a sentence."""
-    native = facts["bfloat16_gflops"]
-    peaks = f"{number(facts['float32_gflops'])} GFLOP/s in float32, "
-    peaks += f"{number(native)} in bfloat16" if native else "no native bfloat16"
+    peaks = f"{number(facts['float32_gflops'])} GFLOP/s in float32"
+    for precision in ("bfloat16", "int8"):
+        rate = facts[f"{precision}_gflops"]
+        peaks += f", {number(rate)} in {precision}" if rate else f", no native {precision}"
     return (
         f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, matmul peak {peaks}; "
         f"torch {facts['torch']}, transformers {facts['transformers']}, Python {facts['python']}"

@@ -4,6 +4,7 @@ Knows the network's shapes; knows nothing of pages. A multiplication with an add
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from bench.speed.apart import Sample
+from copydesk import int8
 from copydesk.network import CopydeskModel
 from copydesk.predictor import native_bfloat16
 
@@ -67,27 +69,37 @@ def padded_tokens(chunks: Chunks) -> int:
 
 
 def peak(sizes: Sequence[int], seconds: float) -> Callable[[], Sample]:
-    """Set up the measurement of the matmul peak: the best that any square size reaches.
+    """Set up the measurement of the matmul peak of each precision: the best that any square size reaches.
 
     Args:
         sizes: of the square matrices.
         seconds: for each size and type.
 
     Returns:
-        What gives GFLOP/s by type; bfloat16 only where the processor multiplies it natively.
+        What gives GFLOP/s by precision; bfloat16 and int8 only where the processor multiplies them natively.
     """
-    types = [torch.float32, *([torch.bfloat16] if native_bfloat16(torch.device("cpu")) else [])]
-    matrices = {(size, kind): torch.randn(size, size).to(kind) for size in sizes for kind in types}
+    products = {(precision, size): product for size in sizes for precision, product in _products(size).items()}
 
     def run() -> Sample:
-        best = dict.fromkeys((str(kind).removeprefix("torch.") for kind in types), 0.0)
-        for (size, kind), matrix in matrices.items():
-            name = str(kind).removeprefix("torch.")
-            best[name] = max(best[name], 2e-9 * size**3 / _fastest(partial(torch.matmul, matrix, matrix), seconds))
-        return best | {"used": best.get("bfloat16", best["float32"])}
+        best: dict[str, float] = defaultdict(float)
+        for (precision, size), product in products.items():
+            best[precision] = max(best[precision], 2e-9 * size**3 / _fastest(product, seconds))
+        return dict(best)
 
     run()
     return run
+
+
+def _products(size: int) -> dict[str, Callable[[], object]]:
+    """Return what multiplies two square matrices in each precision that the processor knows."""
+    matrix = torch.randn(size, size)
+    found: dict[str, Callable[[], object]] = {"float32": partial(torch.matmul, matrix, matrix)}
+    if native_bfloat16(torch.device("cpu")):
+        found["bfloat16"] = partial(torch.matmul, matrix.bfloat16(), matrix.bfloat16())
+    if int8.is_native():
+        linear = int8.Int8Linear([nn.Linear(size, size)], (-4.0, 4.0))
+        found["int8"] = partial(linear, linear.scale.integers(matrix), torch.float32)
+    return found
 
 
 def _fastest(work: Callable[[], object], seconds: float) -> float:

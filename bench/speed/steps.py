@@ -1,4 +1,4 @@
-"""Where the time of reading a page goes, and how much of the machine's peak the network reaches.
+"""Where the time of reading a page goes, and how much of its text encoder's peak the network reaches.
 
 The calls of `predict` are timed in place, so that what is measured is what runs.
 """
@@ -11,6 +11,8 @@ from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 import copydesk.predictor
 from bench.speed.apart import Sample, Side
 from bench.speed.cost import Chunks, padded_tokens, page_flops, peak, row_lengths, text_flops
@@ -18,7 +20,8 @@ from bench.speed.measure import Goal, Row, alternate, median
 from bench.speed.pages import read_pages
 from bench.speed.setup import Setup
 from copydesk.encode import PageBatch, TextEncoder
-from copydesk.predictor import Predictor, load
+from copydesk.predictor import Predictor, choose_precision, load
+from copydesk.saved import read_description
 
 STEPS = {
     "split": "parse and split",
@@ -73,7 +76,8 @@ def step_rows(setup: Setup) -> list[Row]:
         taken = alternate(sides, repeats=setup.repeats)
     counts = taken["ours"][0]
     seconds = median(taken["ours"], "seconds")
-    flops = counts["flops"] / (1e9 * median(taken["peak"], "used"))
+    precision = choose_precision("auto", torch.device("cpu"), read_description(setup.model).ranges)
+    flops = counts["flops"] / (1e9 * median(taken["peak"], precision))
     pace = Row(
         "pages from HTML, beside trafilatura's bodies",
         len(pages) / seconds,
@@ -83,13 +87,13 @@ def step_rows(setup: Setup) -> list[Row]:
     )
     return [
         Row(
-            "share of the matmul peak in prediction, the network",
+            f"share of the {precision} matmul peak in prediction, the network",
             flops / median(taken["ours"], "network"),
             goal=Goal(0.4),
             note=f"{counts['real'] / median(taken['ours'], 'network'):,.0f} real tokens/s",
         ),
         Row(
-            "share of the matmul peak in prediction, from HTML",
+            f"share of the {precision} matmul peak in prediction, from HTML",
             flops / seconds,
             goal=Goal(0.4),
             note=f"{counts['real'] / seconds:,.0f} real tokens/s",
