@@ -1,5 +1,5 @@
 # CI calls these and nothing else.
-.PHONY: setup demo test check ui pages bench clean
+.PHONY: setup demo test check ui pages bench
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
