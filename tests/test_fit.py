@@ -134,14 +134,9 @@ def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
     [
         (["fit.encoder_layers=1", "fit.frozen_layers=2"], "encoder_layers keeps only 1"),
         (["fit.encoder_layers=0", "fit.tuning=lora"], "leaves nothing to adapt"),
-        (["fit.one_way_readers=1"], "one_way_readers is 1, but consistency_weight 0 draws none"),
-        (
-            ["fit.consistency_weight=1", "fit.one_way_readers=9"],
-            "one_way_readers is 9, expected at most network.page_enc",
-        ),
     ],
 )
-def test_parts_of_a_network_that_are_not_there_cannot_be_set(settings: list[str], message: str):
+def test_layers_that_are_not_there_cannot_be_frozen_or_adapted(settings: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         tiny(*settings)
 
@@ -278,30 +273,26 @@ def test_topics_that_are_undecided_add_no_loss():
     nothing = torch.zeros(0, 5), topics, torch.zeros(0, dtype=torch.long), torch.tensor([[0.0, 1.0]])
     weights = LossWeights(torch.ones(5), topics=2.0)
 
-    alone = torch.zeros(0, 0, 0, dtype=torch.bool)
-    loss = loss_of(*nothing, torch.tensor([[0.0, 1.0]]), teachers=alone, weights=weights)
+    loss = loss_of(*nothing, torch.tensor([[0.0, 1.0]]), weights=weights)
     assert loss.item() == pytest.approx(2.0 * np.log1p(np.exp(3.0)))
     loss.backward()
     assert topics.grad[0, 0] == 0
-    assert loss_of(*nothing, torch.zeros(1, 2), teachers=alone, weights=weights) == 0
+    assert loss_of(*nothing, torch.zeros(1, 2), weights=weights) == 0
 
 
-@pytest.mark.parametrize("one_way", [False, True], ids=["from the mean of all", "from the one with more hints"])
-def test_readings_that_differ_add_to_the_loss_by_their_divergence(one_way):
+def test_readings_that_differ_add_to_the_loss_by_their_divergence_from_the_mean():
     random = torch.Generator().manual_seed(0)
     sections = torch.randn(2, 6, 5, generator=random, requires_grad=True)
     classes, weights = torch.randint(0, 5, (6,), generator=random), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     no_topics = torch.zeros(0, 3)
-    teachers = torch.ones(2, 2, 6, dtype=torch.bool)
-    teachers[:, 1] = not one_way
 
     def loss(logits: torch.Tensor, consistency: float) -> torch.Tensor:
         all_weights = LossWeights(weights, topics=1.0, consistency=consistency)
-        return loss_of(logits, no_topics, classes, no_topics, no_topics, teachers=teachers, weights=all_weights)
+        return loss_of(logits, no_topics, classes, no_topics, no_topics, weights=all_weights)
 
     added = loss(sections, 3.0) - loss(sections, 0.0)
     each = sections.detach().double().softmax(dim=-1).numpy()
-    mean = each[:1].mean(axis=0) if one_way else each.mean(axis=0)
+    mean = each.mean(axis=0)
     apart, share = (mean * np.log(mean / each)).sum(axis=-1), (weights[classes] / weights[classes].sum()).numpy()
     assert added.item() == pytest.approx(3.0 * (apart.mean(axis=0) * share).sum(), rel=1e-4)
     added.backward()

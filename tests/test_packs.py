@@ -1,7 +1,6 @@
 """Packs hold every row once an epoch, in an order that seed and epoch alone decide."""
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -217,27 +216,6 @@ def test_consistency_takes_a_second_reading_of_each_page_by_each_page_encoder():
     assert shown[:2] == [tuple(hint_counts(view).tolist()) for view in once]
 
 
-def test_one_way_readers_are_drawn_to_the_views_with_the_most_hints_and_others_to_all():
-    settings = {"tokens_per_batch": 10_000, "network": {"page_encoders": 2}, "consistency_weight": 1.0}
-    packs = make_packs(pages=[make_page(i) for i in range(100)], articles=[], one_way_readers=1, **settings)
-    pages, _ = packs.rows_of(0)
-    levels = np.array([[packs.with_dropped_hints(i, 0, view).hint_level for i in pages] for view in range(4)])
-    levels = np.repeat(levels, [len(packs.pages[i].classes) for i in pages], axis=1)
-    teachers = packs[0].teachers.numpy()
-
-    assert set(levels.flat) == {0, 1, 2}
-    assert teachers.shape == (4, *levels.shape)
-    assert teachers[[0, 2]].all()  # views 1 and 3 are those of the last page encoder
-    np.testing.assert_array_equal(teachers[[1, 3]], [levels == levels.max(axis=0)] * 2)
-
-
-def test_a_page_without_hints_shows_as_many_of_them_in_each_view():
-    bare = replace(make_page(0), encoded=make_page(0).encoded.without_hints())
-    packs = make_packs(pages=[bare], articles=[])
-
-    assert {packs.with_dropped_hints(0, 0, view).hint_level for view in range(20)} == {0}
-
-
 def test_each_page_encoder_warms_up_in_an_order_of_its_own(packs):
     epochs = [[packs.rows_of_step(step, reader) for step in range(packs.num_steps)] for reader in (0, 1)]
 
@@ -284,7 +262,7 @@ def test_rows_themselves_are_never_changed(packs):
 
 def test_targets_stand_in_the_order_of_the_rows():
     articles = [make_article(i, length=9 - i) for i in range(6)]
-    packed = pack([[make_page(0), make_page(1)]], articles, one_way=[False], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[make_page(0), make_page(1)]], articles, pad_id=0, num_topics=NUM_TOPICS)
 
     assert packed.classes.tolist() == [BODY, *[BOILERPLATE] * 3] * 2
     assert packed.holds[:, 0].tolist() == [number % 2 for number in articles_of(packed)]
@@ -292,14 +270,14 @@ def test_targets_stand_in_the_order_of_the_rows():
 
 
 def test_a_pack_without_articles_has_targets_of_the_right_width():
-    packed = pack([[make_page(0)]], [], one_way=[False], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[make_page(0)]], [], pad_id=0, num_topics=NUM_TOPICS)
 
     assert packed.articles == []
     assert packed.holds.shape == packed.decided.shape == (0, NUM_TOPICS)
 
 
 def test_a_pack_without_pages_is_whole():
-    packed = pack([[]], [make_article(0)], one_way=[False], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[]], [make_article(0)], pad_id=0, num_topics=NUM_TOPICS)
 
     assert packed.classes.shape == (0,)
     assert packed.classes.dtype == torch.int64

@@ -20,8 +20,7 @@ from train.loss import LossWeights, loss_of
 
 OVERRIDES = (
     "fit.epochs=4 fit.patience=9 fit.tokens_per_batch=3_000 fit.checkpoint_steps=2 fit.warm_up_epochs=1 "
-    "fit.consistency_weight=1 fit.one_way_readers=1 fit.precision=float32 fit.learning_rate=1e-4 "
-    "fit.head_learning_rate=1e-3"
+    "fit.consistency_weight=1 fit.precision=float32 fit.learning_rate=1e-4 fit.head_learning_rate=1e-3"
 ).split()
 FITTED = Path("models/tiny/fit")
 ROOT = Path(__file__).parents[1]
@@ -82,12 +81,11 @@ def test_the_mean_of_the_losses_of_two_unequal_shares_is_the_loss_of_all_rows():
     classes = torch.randint(0, 5, (9,), generator=random)
     holds, decided = (torch.randint(0, 2, (4, 3), generator=random).float() for _ in range(2))
     weights = LossWeights(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), topics=2.0, consistency=3.0)
-    teachers = torch.eye(2, dtype=torch.bool)[..., None] | (torch.rand(2, 2, 9, generator=random) < 0.5)
     shares = [(slice(0, 7), slice(0, 1)), (slice(7, 9), slice(1, 4))]
 
     def loss(rows: slice, articles: slice, over_processes: Callable) -> torch.Tensor:
         batch = sections[:, rows], topics[articles], classes[rows], holds[articles], decided[articles]
-        return loss_of(*batch, teachers=teachers[:, :, rows], weights=weights, over_processes=over_processes)
+        return loss_of(*batch, weights=weights, over_processes=over_processes)
 
     held: list[list[torch.Tensor]] = [[], []]
     for (rows, articles), numbers in zip(shares, held, strict=True):

@@ -158,9 +158,6 @@ class TransformerFit(Part):
     consistency_weight: float = Field(default=0.0, ge=0)
     """Weight, beside the section loss, of how far what is said of a section differs between readings of its page with
     other hints left out (R-Drop, arXiv:2106.14448). Above 0 each page encoder reads each page twice."""
-    one_way_readers: NonNegativeInt = 0
-    """How many of the page encoders are drawn only to the readings with the most hints, the others to the mean of all.
-    Bare text misleads about the body, tags about offers: encoders of both kinds make other mistakes."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     topic_weight: float = Field(default=1.0, ge=0)
@@ -189,10 +186,6 @@ class TransformerFit(Part):
         """How many times a page is read in a step, each time with other hints left out."""
         return self.network.page_encoders * (2 if self.consistency_weight else 1)
 
-    def is_one_way(self, view: int) -> bool:
-        """Tell whether one of the last `one_way_readers` page encoders reads this view."""
-        return view % self.network.page_encoders >= self.network.page_encoders - self.one_way_readers
-
     @model_validator(mode="after")
     def _keeps_layers_to_freeze(self) -> "TransformerFit":
         kept = self.encoder_layers
@@ -200,17 +193,6 @@ class TransformerFit(Part):
             raise ValueError(f"frozen_layers is {self.frozen_layers}, encoder_layers keeps only {kept}")
         if kept == 0 and self.tuning == "lora":
             raise ValueError("encoder_layers is 0, which leaves nothing to adapt: set tuning to full")
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_readers_are_drawn_page_encoders(self) -> "TransformerFit":
-        if self.one_way_readers and not self.consistency_weight:
-            raise ValueError(f"one_way_readers is {self.one_way_readers}, but consistency_weight 0 draws none of them")
-        if self.one_way_readers > self.network.page_encoders:
-            raise ValueError(
-                f"one_way_readers is {self.one_way_readers}, expected at most network.page_encoders: "
-                f"{self.network.page_encoders}"
-            )
         return self
 
 

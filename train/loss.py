@@ -1,5 +1,6 @@
 """What training makes small. Tensors in, one number out."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ class LossWeights(NamedTuple):
     topics: float
     """Of the topic loss beside the section loss."""
     consistency: float = 0.0
-    """Of the divergence of each reading from the mean of its teachers, which do not learn from it: a reading of bare
-    text learns what one with tags knows, and the other way round."""
+    """Of the divergence of each reading from the mean of all, which does not learn from it: a reading of bare text
+    learns what one with tags knows, and the other way round."""
 
 
 def loss_of(
@@ -26,7 +27,6 @@ def loss_of(
     holds: torch.Tensor,
     decided: torch.Tensor,
     *,
-    teachers: torch.Tensor,
     weights: LossWeights,
     over_processes: Callable[[torch.Tensor], torch.Tensor] = lambda number: number,
 ) -> torch.Tensor:
@@ -38,7 +38,6 @@ def loss_of(
         classes: (S,).
         holds: (A, T), 1 where a topic holds.
         decided: (A, T), 1 where it is known.
-        teachers: (V, V, S) of bool: to which readings of a section each reading is drawn, one of them at least.
         weights: of the parts.
         over_processes: returns the mean of a number over all processes that share the batch.
     """
@@ -50,7 +49,7 @@ def loss_of(
         )
         loss = loss + each / weight
         if weights.consistency:
-            apart = (_divergence(sections, teachers) * weights.classes[classes]).sum()
+            apart = (_divergence(sections) * weights.classes[classes]).sum()
             loss = loss + weights.consistency * apart / weight
     num_decided = over_processes(decided.sum())
     if num_decided:
@@ -59,9 +58,8 @@ def loss_of(
     return loss
 
 
-def _divergence(logits: torch.Tensor, teachers: torch.Tensor) -> torch.Tensor:
-    """Return (V, S): the Kullback-Leibler divergence of each reading from the mean of its teachers."""
+def _divergence(logits: torch.Tensor) -> torch.Tensor:
+    """Return (V, S): the Kullback-Leibler divergence of each reading from the mean of all."""
     each = functional.log_softmax(logits, dim=-1)
-    taught = each.detach().masked_fill(~teachers[..., None], -torch.inf).logsumexp(dim=1)
-    mean = taught - teachers.sum(dim=1).log()[..., None]
-    return functional.kl_div(each, mean, reduction="none", log_target=True).sum(dim=-1)
+    mean = (each.logsumexp(dim=0) - math.log(len(each))).detach()
+    return functional.kl_div(each, mean.expand_as(each), reduction="none", log_target=True).sum(dim=-1)

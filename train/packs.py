@@ -34,8 +34,6 @@ class TrainingPage:
     encoded: EncodedPage
     classes: np.ndarray
     """(sections,) of int64."""
-    hint_level: int = 0
-    """How much of its hints is shown: 0 none, or it has none, 1 tags alone, 2 class names and links too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,6 @@ class Pack:
     """(articles, topics), in the order of the chunks' rows."""
     decided: torch.Tensor
     """(articles, topics)."""
-    teachers: torch.Tensor
-    """(views, views, sections) of bool: to which views of a section each view is drawn."""
 
 
 def load_rows(prepared: Path, kind: str, split_name: str) -> datasets.Dataset:
@@ -165,33 +161,14 @@ def batches_of(rows: Sequence[Any], sizes: Sequence[int], budget: int = 32_768) 
         yield batch
 
 
-def teachers_of(views: Sequence[Sequence[TrainingPage]], *, one_way: Sequence[bool]) -> torch.Tensor:
-    """Return (views, views, sections) of bool: to which views of a section each view is drawn.
-
-    Args:
-        views: the same pages as they are to be seen.
-        one_way: of each view whether it is drawn only to those that show most of a page's hints, not to all.
-    """
-    levels = np.array([[page.hint_level for page in view] for view in views])
-    chosen = (levels == levels.max(axis=0)) | ~np.array(one_way)[:, None, None]
-    lengths = np.array([len(page.classes) for page in views[0]], dtype=np.int64)
-    return torch.from_numpy(np.repeat(chosen, lengths, axis=2))
-
-
 def pack(
-    views: Sequence[Sequence[TrainingPage]],
-    articles: Sequence[TrainingArticle],
-    *,
-    one_way: Sequence[bool],
-    pad_id: int,
-    num_topics: int,
+    views: Sequence[Sequence[TrainingPage]], articles: Sequence[TrainingArticle], *, pad_id: int, num_topics: int
 ) -> Pack:
     """Pack rows as they are.
 
     Args:
         views: the same pages as they are to be seen.
         articles: what the topic head is to read.
-        one_way: as of `teachers_of`.
         pad_id: the token that fills up rows.
         num_topics: length of the targets of an article.
     """
@@ -210,7 +187,6 @@ def pack(
         articles=chunk([article.tokens for article in ordered], pad_id=pad_id),
         holds=targets[0],
         decided=targets[1],
-        teachers=teachers_of(views, one_way=one_way),
     )
 
 
@@ -257,7 +233,6 @@ class Packs(torch.utils.data.Dataset[Pack]):
         return pack(
             [[self.with_dropped_hints(i, epoch, view) for i in pages] for view in range(self.settings.num_views)],
             [self.articles[i] for i in articles],
-            one_way=[self.settings.is_one_way(view) for view in range(self.settings.num_views)],
             pad_id=self.pad_id,
             num_topics=self.num_topics,
         )
@@ -305,11 +280,11 @@ class Packs(torch.utils.data.Dataset[Pack]):
         random = np.random.default_rng([self.settings.seed, epoch, index, view])
         draw = random.random()
         if draw < self.settings.hint_dropout:
-            encoded, level = page.encoded.without_hints(), 0
+            encoded = page.encoded.without_hints()
         elif draw < self.settings.hint_dropout + self.settings.attribute_hint_dropout:
-            encoded, level = page.encoded.without_attribute_hints(), 1
+            encoded = page.encoded.without_attribute_hints()
         else:
-            encoded, level = page.encoded, 2
+            encoded = page.encoded
         if self.settings.hint_word_dropout:
             encoded = encoded.thinned(random, share=self.settings.hint_word_dropout)
-        return replace(page, encoded=encoded, hint_level=level if len(page.encoded.hint_ids) else 0)
+        return replace(page, encoded=encoded)

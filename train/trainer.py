@@ -110,7 +110,6 @@ class CopydeskTrainer(Trainer):
             sections,
             topics,
             *targets,
-            teachers=batch.teachers.to(device),
             weights=self.weights,
             over_processes=mean_over_processes,
         )

@@ -17,7 +17,7 @@ from copydesk.network import CopydeskModel
 from copydesk.predictor import encode_unsorted, move_batch
 from train.config import TransformerFit
 from train.loss import LossWeights, loss_of
-from train.packs import Packs, batches_of, teachers_of
+from train.packs import Packs, batches_of
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ def warm_up(
 
     def loss_in(step: int, reader: int) -> torch.Tensor:
         chosen, read = packs.rows_of_step(step, reader)  # of all processes: each does the same warm-up
-        numbers = range(reader, settings.num_views, len(readers))
-        shown = [[packs.with_dropped_hints(i, step // packs.num_steps, view) for i in chosen] for view in numbers]
-        views = [collate_encoded([page.encoded for page in view]) for view in shown]
-        teachers = teachers_of(shown, one_way=[settings.is_one_way(view) for view in numbers])
+        views = [
+            collate_encoded([packs.with_dropped_hints(i, step // packs.num_steps, view).encoded for i in chosen])
+            for view in range(reader, settings.num_views, len(readers))
+        ]
         rows = torch.cat([torch.zeros(0, pages[0].shape[1]), *[pages[i] for i in chosen]]).to(device)
         classes = np.concatenate([np.zeros(0, dtype=np.int64), *[packs.pages[i].classes for i in chosen]])
         targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
@@ -70,7 +70,6 @@ def warm_up(
                 torch.from_numpy(classes).to(device),
                 marks[:, 0].to(device),
                 marks[:, 1].to(device),
-                teachers=teachers.to(device),
                 weights=weights,
             )
 
