@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from transformers import DistilBertConfig, DistilBertModel
 
 from copydesk.encode import TextEncoder, collate_pages
 from copydesk.saved import SavedModel, load_saved
@@ -139,6 +141,33 @@ def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
 def test_layers_that_are_not_there_cannot_be_frozen_or_adapted(settings: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         tiny(*settings)
+
+
+def test_an_encoder_of_another_family_is_tuned_without_dropout(tmp_path):
+    tokenizer = Tokenizer.from_file(f"{tiny().fit.encoder}/tokenizer.json")
+    config = DistilBertConfig(vocab_size=tokenizer.get_vocab_size(), dim=32, hidden_dim=64, n_heads=2, n_layers=2)
+    DistilBertModel(config).save_pretrained(tmp_path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    experiment = tiny("fit.epochs=1", f"fit.encoder={tmp_path}", "fit.frozen_layers=1")
+    fit(experiment)
+    release(experiment)
+
+    saved = load_saved(experiment.released)
+    assert isinstance(saved.model.encoder, DistilBertModel)
+    assert (saved.model.encoder.config.dropout, saved.model.encoder.config.attention_dropout) == (0, 0)
+    assert saved.description.ranges is None
+    trained = {name for name in weights(experiment) if name.startswith("encoder.")}
+    assert trained
+    assert all(".layer.1." in name for name in trained)
+
+
+def test_a_split_without_pages_is_named_before_training_begins():
+    experiment = tiny("fit.epochs=1")
+    file = experiment.prepared / "pages" / "validation.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(file)[:0], file)
+
+    with pytest.raises(ValueError, match="has no validation pages, expected some of each split"):
+        fit(experiment)
 
 
 def test_an_encoder_keeps_no_more_layers_than_it_has():
