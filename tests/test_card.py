@@ -144,6 +144,17 @@ def test_a_model_that_is_not_registered_is_not_said_to_be():
     assert "mlflow models serve" not in card("release.register_model=false")
 
 
+@pytest.mark.parametrize(
+    ("name", "sources", "scored"), [("pages", 1, False), ("newsroom", 1, True), ("baseline", 0, False)]
+)
+def test_composed_pages_are_said_to_be_synthetic_and_whether_the_model_is_scored_on_them(name, sources, scored):
+    settings = load_experiment(ROOT / "configs" / f"{name}.yaml")
+    text = card_of(settings, topics=TOPICS, calibration=CALIBRATION, summary=SUMMARY, report=REPORT)
+
+    assert text.count("The pages of newsroom are synthetic: composed from texts about people and papers") == sources
+    assert ("It is scored on such pages, too" in text) == scored
+
+
 def test_the_baseline_is_not_said_to_be_served():
     settings = load_experiment(ROOT / "configs" / "baseline.yaml")
     text = card_of(settings, topics=TOPICS, calibration=CALIBRATION, summary={"kind": "baseline"}, report=REPORT)

@@ -11,7 +11,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from copydesk.labels import SectionLabel, TopicList
-from train.config import Experiment, TransformerFit
+from train.config import Experiment, NewsroomSource, TransformerFit
 from train.scores import SHOWN
 
 if TYPE_CHECKING:  # which imports this module
@@ -55,6 +55,7 @@ def card_of(
     settings = experiment.release
     is_transformer = isinstance(experiment.fit, TransformerFit)
     sources = [source.name for source in (*experiment.prepare.pages, *experiment.prepare.articles)]
+    synthetic = [source for source in experiment.prepare.pages if isinstance(source, NewsroomSource)]
     environment = jinja2.Environment(  # noqa: S701 (Markdown)
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -73,6 +74,7 @@ def card_of(
         calibration=calibration,
         topics=topics.topics,
         sources=sources,
+        synthetic=synthetic,
     )
     data = ModelCardData(
         license=settings.license,
