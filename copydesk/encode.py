@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -31,9 +31,12 @@ TEXT_FEATURES = (
     "sections_before",
     "sections_after",
     "sections",
+    "breaks_before",
+    "breaks_after",
 )
 HTML_FEATURES = ("link_share", "is_heading", "is_html")
 """Zero where the page is plain text."""
+_BREAKS = [TEXT_FEATURES.index(name) for name in ("breaks_before", "breaks_after")]
 NUM_FEATURES = len(TEXT_FEATURES) + len(HTML_FEATURES)
 
 MAX_PADDING = 0.04
@@ -86,6 +89,12 @@ class EncodedPage:
         features = self.features.copy()
         features[:, len(TEXT_FEATURES) :] = 0
         return replace(self._keep_hints(np.zeros(len(self.hint_ids), dtype=bool)), features=features)
+
+    def without_blank_lines(self) -> "EncodedPage":
+        """Return the page as it would look if no line of its text were blank."""
+        features = self.features.copy()
+        features[:, _BREAKS] = np.minimum(features[:, _BREAKS], 0.5)
+        return replace(self, features=features)
 
     def without_attribute_hints(self) -> "EncodedPage":
         """Return the page as it would look if its elements had no class names and its links no address."""
@@ -202,11 +211,25 @@ def features_of(page: RawPage, texts: Sequence[str]) -> np.ndarray:
     features[:, 8] = np.log1p(place) / 7
     features[:, 9] = np.log1p(count - 1 - place) / 7
     features[:, 10] = math.log1p(count) / 7
+    breaks = _breaks_between(page)
+    features[:, 11], features[:, 12] = breaks[:-1], breaks[1:]
     if page.kind == "html":
-        features[:, 11] = [section.link_share for section in page.sections]
-        features[:, 12] = [section.is_heading for section in page.sections]
-        features[:, 13] = 1
+        features[:, 13] = [section.link_share for section in page.sections]
+        features[:, 14] = [section.is_heading for section in page.sections]
+        features[:, 15] = 1
     return features
+
+
+def _breaks_between(page: RawPage) -> np.ndarray:
+    """Return (sections + 1,): the line breaks before, between and behind sections by halves, at most two.
+
+    Where each line of a page has a blank one behind it, that says nothing, and is read as if there were none.
+    """
+    texts = (page.text[a.end : b.start] for a, b in pairwise(page.sections))
+    breaks = np.array([min(2, len((text + ".").splitlines()) - 1) for text in texts], dtype=np.float32)
+    if 1 not in breaks:
+        breaks = np.minimum(breaks, 1)
+    return np.concatenate([[1], breaks, [1]]) / 2
 
 
 @dataclass(frozen=True, slots=True)

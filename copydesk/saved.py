@@ -23,8 +23,8 @@ from copydesk.int8 import LayerRanges
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
-FORMAT, OLDEST_FORMAT = 3, 2
-"""2: several page encoders. 3: ranges of what the text encoder's projections read, where they are known."""
+FORMAT, OLDEST_FORMAT = 4, 4
+"""4: blank lines between sections are read."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",

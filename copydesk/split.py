@@ -26,6 +26,9 @@ INLINE_TAGS = frozenset(
     "rt ruby s samp small source span strike strong sub sup time tt u var wbr".split()
 )
 """Elements that do not start a section; every other one does, unknown ones too."""
+SPACED_TAGS = frozenset("blockquote dir dl figure h1 h2 h3 h4 h5 h6 hr listing menu ol p plaintext pre ul xmp".split())
+"""Elements with a blank line before and after them: a browser's own style sheet gives them a margin (HTML standard,
+15.3)."""
 
 MAX_SECTION_CHARACTERS = 1_000
 """A longer section is cut at sentence ends, so that a page that came as one line can still be cleaned."""
@@ -142,12 +145,14 @@ def _cut(text: str, start: int, stop: int) -> int:
 
 
 class _Writer:
-    """Collects the text nodes of a section and writes sections into the page's text."""
+    """Collects the text nodes of a section and writes sections into the page's text, each on a line of its own."""
 
     def __init__(self) -> None:
         self.sections: list[RawSection] = []
-        self.texts: list[str] = []
+        self.lines: list[str] = []
+        """The page's text, line breaks apart."""
         self._length = 0
+        self._blank = False
         self._parts: list[str] = []
         self._inlines: dict[Inline, None] = {}
         self._linked = 0
@@ -167,6 +172,11 @@ class _Writer:
         self._breaks += 1
         if self._breaks == 2:
             self.finish_section(element)
+            self.add_blank_line()
+
+    def add_blank_line(self) -> None:
+        """Leave a line blank before the next section."""
+        self._blank = True
 
     def finish_section(self, element: Element) -> None:
         self._breaks = 0
@@ -178,14 +188,16 @@ class _Writer:
         self._parts.clear()
         if not text:
             return
-        offset = self._length + bool(self.texts)  # sections are joined by a line break
+        line_breaks = "\n" * (1 + self._blank) if self.lines else ""
+        self._blank = False
+        offset = self._length + len(line_breaks)
         link_share = linked / (len(text) - text.count(" "))
         hints = hints_of(element, inlines, linked=link_share >= 0.5)
         for start, end in _pieces(text):
             self.sections.append(
                 RawSection(offset + start, offset + end, ">".join(element.path), hints, link_share, element.heading)
             )
-        self.texts.append(text)
+        self.lines += [line_breaks, text]
         self._length = offset + len(text)
 
 
@@ -208,6 +220,8 @@ def _split_html(html: str, limits: Limits) -> RawPage:
                 is_block = tag not in INLINE_TAGS
                 if is_block:
                     writer.finish_section(element)
+                    if tag in SPACED_TAGS:
+                        writer.add_blank_line()
                 if (child := node.child) is not None:
                     stack.append((node.next, element, inline))
                     if is_block:
@@ -219,4 +233,6 @@ def _split_html(html: str, limits: Limits) -> RawPage:
             node = node.next
         if not stack or stack[-1][1] is not element:  # a block ends here
             writer.finish_section(element)
-    return RawPage("html", "\n".join(writer.texts), writer.sections)
+            if element.path[-1] in SPACED_TAGS:
+                writer.add_blank_line()
+    return RawPage("html", "".join(writer.lines), writer.sections)

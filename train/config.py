@@ -168,6 +168,8 @@ class TransformerFit(Part):
     """Share of training pages of which only the tags are hinted, neither class names nor links."""
     hint_word_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the single hints that are left out of the other training pages."""
+    spacing_dropout: float = Field(default=0.5, ge=0, le=1)
+    """Share of the readings as plain text that have no blank lines between their lines."""
     patience: PositiveInt = 2
     """Epochs without a better validation score after which training ends."""
     checkpoint_steps: PositiveInt = 100

@@ -281,6 +281,8 @@ class Packs(torch.utils.data.Dataset[Pack]):
         draw = random.random()
         if draw < self.settings.hint_dropout:
             encoded = page.encoded.without_hints()
+            if random.random() < self.settings.spacing_dropout:
+                encoded = encoded.without_blank_lines()
         elif draw < self.settings.hint_dropout + self.settings.attribute_hint_dropout:
             encoded = page.encoded.without_attribute_hints()
         else:
