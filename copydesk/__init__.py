@@ -1,5 +1,6 @@
 """Read scraped news pages: what is body, boilerplate, paywall or sponsored, and what the article is about."""
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,10 @@ from copydesk.page import FailedPage, ModelInfo, Page, PageError, Scores, Sectio
 
 if TYPE_CHECKING:
     from copydesk.predictor import Document, Predictor, load
+
+# oneDNN keeps what it compiled for each size of a product, 1,024 of them, and pages bring ever new sizes. It looks when
+# torch is loaded, so that this does nothing where torch was imported first.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 __all__ = [
     "Document",

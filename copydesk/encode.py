@@ -136,7 +136,7 @@ class TextEncoder:
         def look_up(hints: tuple[str, ...]) -> np.ndarray:
             return np.array([vocabulary[hint] for hint in hints if hint in vocabulary], dtype=np.int64)
 
-        self._look_up = lru_cache(maxsize=50_000)(look_up)
+        self._look_up = lru_cache(maxsize=8_192)(look_up)
 
     def encode_page(self, page: RawPage) -> EncodedPage:
         """Encode the sections of a page, each distinct text once."""
@@ -183,7 +183,7 @@ _CAPITAL = re.compile(r"[A-Z]")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=8_192)
 def _text_features(text: str) -> tuple[float, float, float, float, float]:
     length = len(text)
     return (

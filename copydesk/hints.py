@@ -66,7 +66,7 @@ _CLASS_WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
 _HINT_ATTRIBUTES = ("class", "id", "role", "itemprop", "data-testid", "data-component", "aria-label")
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=8_192)
 def _class_words(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.lower() for word in _CLASS_WORD.findall(value[:400])))[:12]
 

@@ -71,7 +71,8 @@ class Page(_Model):
     """Where the page came from: a path as given or found, or null."""
     url: str | None = None
     text: str
-    """The whole page's text, which `start` and `end` of sections index; for plain-text input the input itself."""
+    """The whole page's text, which `start` and `end` of sections index: blocks of HTML on lines of their own, with a
+    blank line where a browser leaves a margin; for plain-text input the input itself."""
     headline: str | None
     """Headline and standfirst, one a line; null where the page has none."""
     body: str

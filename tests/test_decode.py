@@ -209,7 +209,7 @@ def test_a_page_says_for_each_section_what_it_is():
         "paywall": 0.65,
         "sponsored": 0.05,
     }
-    assert (page.headline, page.body, page.text) == ("Head", "One.", "Head\nOne.\nPay")
+    assert (page.headline, page.body, page.text) == ("Head", "One.", "Head\n\nOne.\n\nPay")
     assert (page.source, page.url, page.model, page.topics) == (None, "u", MODEL, [])
     assert all(page.text[s.start : s.end] == s.text for s in page.sections)
 

@@ -12,6 +12,7 @@ from copydesk.encode import (
     MAX_CHUNK_TOKENS,
     MAX_PADDING,
     NUM_FEATURES,
+    TEXT_FEATURES,
     EncodedPage,
     Encoding,
     TextEncoder,
@@ -177,7 +178,44 @@ def test_layout_features_tell_the_place_and_the_look_of_a_section():
     np.testing.assert_allclose(features[:, 5], np.log([1, 2, 2]))  # occurrences
     np.testing.assert_allclose(features[:, 6], [1 / 6, 0.5, 5 / 6])  # place by sections
     np.testing.assert_allclose(features[:, 7], [3 / 8, 6.5 / 8, 7.5 / 8])  # place by characters
-    np.testing.assert_allclose(features[:, 11:], [[1, 1, 1], [0, 0, 1], [0, 0, 1]])  # HTML
+    np.testing.assert_allclose(features[:, 13:], [[1, 1, 1], [0, 0, 1], [0, 0, 1]])  # HTML
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ("a\nb\n\nc\n\n\n\nd", [0.5, 0.5, 1, 1]),
+        ("a\r\nb\r\n \t\r\nc", [0.5, 0.5, 1]),
+        ("a\n\nb\n\nc", [0.5, 0.5, 0.5]),  # the same everywhere says nothing
+        (f"{'word ' * 300}\nb\n\nc", [0.5, 0, 0.5, 1]),  # a line cut in two
+        ("\n\n\na\n\n\n", [0.5]),
+    ],
+)
+def test_layout_features_tell_where_blank_lines_stand(text, before):
+    raw = split(text, kind="text")
+
+    features = features_of(raw, raw.texts())
+
+    assert features[:, 11].tolist() == before
+    assert features[:, 12].tolist() == [*before[1:], 0.5]
+
+
+def test_a_page_and_its_text_have_the_same_layout_but_for_what_tags_say():
+    page = split("<div>Menu<ul><li>a<li>b</ul></div><h1>To be.</h1><p>x</p><p>y<br><br>z</p>", kind="html")
+    text = split(page.text, kind="text")
+
+    both = [features_of(raw, raw.texts())[:, : len(TEXT_FEATURES)] for raw in (page, text)]
+
+    np.testing.assert_array_equal(*both)
+    assert both[0][:, 11].tolist() == [0.5, 1, 0.5, 1, 1, 1, 1]
+
+
+def test_a_page_without_blank_lines_looks_as_if_it_had_come_so(tokenizer_json):
+    encoder = text_encoder(tokenizer_json)
+    spaced, plain = (encoder.encode_page(split(text, kind="text")) for text in ("a\nb\n\nc\nd", "a\nb\nc\nd"))
+
+    np.testing.assert_array_equal(spaced.without_blank_lines().features[:, 11:13], plain.features[:, 11:13])
+    assert not np.array_equal(spaced.features[:, 11:13], plain.features[:, 11:13])
 
 
 @GENERATED

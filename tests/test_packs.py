@@ -178,6 +178,7 @@ def test_hints_are_dropped_for_about_the_share_asked_for():
         tokens_per_batch=1_000_000,
         hint_dropout=0.3,
         attribute_hint_dropout=0.2,
+        spacing_dropout=0.2,
     )
 
     for epoch in range(2):
@@ -187,6 +188,9 @@ def test_hints_are_dropped_for_about_the_share_asked_for():
         assert (counts == 2).float().mean() == pytest.approx(0.2, abs=0.05)
         as_text = batch.features[:, len(TEXT_FEATURES) :].sum(dim=1) == 0
         assert torch.equal(as_text, counts == 0)
+        blank = batch.features[:, TEXT_FEATURES.index("breaks_before")] == 1
+        assert blank[~as_text].all()
+        assert blank[as_text].float().mean() == pytest.approx(0.8, abs=0.08)
     whole = make_packs(pages=packs.pages, articles=[], hint_dropout=0, attribute_hint_dropout=0)[0]
     assert whole.views[0].hint_ids.any()
 

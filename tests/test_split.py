@@ -174,6 +174,21 @@ def test_two_line_breaks_in_a_row_end_a_section_and_one_does_not(source, expecte
     assert texts_of(source) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("<div>a</div><div>b</div>", "a\nb"),
+        ("<p>a<p>b", "a\n\nb"),
+        ("<div>a</div><h2>b</h2><div>c</div>", "a\n\nb\n\nc"),
+        ("a<ul><li>b<li>c</ul>d", "a\n\nb\nc\n\nd"),
+        ("a<hr>b<br><br>c", "a\n\nb\n\nc"),
+        ("<p></p>a<p> </p>b<div></div>c<p></p>", "a\n\nb\nc"),
+    ],
+)
+def test_a_blank_line_stands_where_a_browser_leaves_a_margin(source, expected):
+    assert split(source, kind="html").text == expected
+
+
 def test_comments_split_nothing_and_are_not_read():
     assert texts_of("<p>to<!-- not --> be<!----></p>") == ["to be"]
 
