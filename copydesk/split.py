@@ -172,11 +172,12 @@ class _Writer:
         self._breaks += 1
         if self._breaks == 2:
             self.finish_section(element)
-            self.add_blank_line()
+            self._blank = True
 
-    def add_blank_line(self) -> None:
-        """Leave a line blank before the next section."""
-        self._blank = True
+    def pass_edge(self, tag: str, element: Element) -> None:
+        """Finish what stands before the start or the end of a block element of this tag."""
+        self.finish_section(element)
+        self._blank |= tag in SPACED_TAGS
 
     def finish_section(self, element: Element) -> None:
         self._breaks = 0
@@ -219,9 +220,7 @@ def _split_html(html: str, limits: Limits) -> RawPage:
             elif tag is not None and tag not in SKIPPED_TAGS and tag[0].isalpha():  # not a comment or the like
                 is_block = tag not in INLINE_TAGS
                 if is_block:
-                    writer.finish_section(element)
-                    if tag in SPACED_TAGS:
-                        writer.add_blank_line()
+                    writer.pass_edge(tag, element)
                 if (child := node.child) is not None:
                     stack.append((node.next, element, inline))
                     if is_block:
@@ -232,7 +231,5 @@ def _split_html(html: str, limits: Limits) -> RawPage:
                     continue
             node = node.next
         if not stack or stack[-1][1] is not element:  # a block ends here
-            writer.finish_section(element)
-            if element.path[-1] in SPACED_TAGS:
-                writer.add_blank_line()
+            writer.pass_edge(element.path[-1], element)
     return RawPage("html", "".join(writer.lines), writer.sections)

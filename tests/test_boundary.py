@@ -59,6 +59,24 @@ def test_a_page_is_read_without_what_training_needs_and_what_is_slow_to_import(t
     ]
 
 
+@pytest.mark.parametrize(("asked", "compiled"), [(None, 101), ("1024", 100)])
+def test_onednn_keeps_few_of_the_products_that_it_compiled_unless_the_user_says_more(asked, compiled):
+    code = """
+import copydesk, torch
+for size in [*range(3, 103), 3]:
+    torch.conv2d(torch.ones(2, 16, size, 8), torch.ones(8, 16, 3, 3))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ONEDNN_VERBOSE": "all"}
+    environment |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": asked} if asked else {}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+
+    assert done.stdout.count("create:cache_miss,cpu,convolution") == compiled
+
+
 @pytest.mark.parametrize("path", RUNTIME, ids=name_of)
 def test_the_runtime_imports_nothing_of_training(path):
     assert not imported(path) & {"train", "bench", "tests", *ONLY_FOR_TRAINING} - {"mlflow"}
