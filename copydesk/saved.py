@@ -23,8 +23,8 @@ from copydesk.int8 import LayerRanges
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
-FORMAT, OLDEST_FORMAT = 4, 4
-"""4: blank lines between sections are read."""
+FORMAT = 4
+"""4: several page encoders, ranges where they are known, blank lines between sections among the features."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",
@@ -124,10 +124,9 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and not OLDEST_FORMAT <= version <= FORMAT:
-            remedy = "upgrade copydesk" if version > FORMAT else "fetch a newer model, or run the release stage again"
-            known = f"{OLDEST_FORMAT} to {FORMAT}"
-            raise ModelError(f"{folder} has the format {version}, this copydesk reads {known}: {remedy}")
+        if isinstance(version, int) and version != FORMAT:
+            remedy = "upgrade copydesk" if version > FORMAT else "fetch a newer model, or train it again"
+            raise ModelError(f"{folder} has the format {version}, this copydesk reads {FORMAT}: {remedy}")
         manifest = Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ModelError(f"{path} is broken ({error}): fetch the folder again") from error

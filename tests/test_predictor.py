@@ -55,7 +55,7 @@ def test_a_page_is_read_from_end_to_end(predictor):
     page = predictor.predict_one(HTML)
 
     assert_sound(page)
-    assert [section.text for section in page.sections] == page.text.split("\n")
+    assert [section.text for section in page.sections] == page.text.split("\n\n")
     assert [section.tag for section in page.sections] == ["body>h1", "body>p", "body>p"]
     assert page.model.name == "tiny"
     assert page.model.version == load_saved_version(predictor)

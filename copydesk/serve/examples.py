@@ -20,7 +20,7 @@ URL = "https://saltmarsh-echo.example/ferry"
 _ANSWER: dict[str, Any] = {
     "source": None,
     "url": URL,
-    "text": "Night ferry sails again\nThe night ferry to Ostrava Quay sailed on Monday after eleven weeks in dock.\n"
+    "text": "Night ferry sails again\n\nThe night ferry to Ostrava Quay sailed on Monday after eleven weeks in dock.\n\n"
     "Subscribe to The Saltmarsh Echo for $2 a week",
     "headline": "Night ferry sails again",
     "body": "The night ferry to Ostrava Quay sailed on Monday after eleven weeks in dock.",
@@ -41,8 +41,8 @@ _ANSWER: dict[str, Any] = {
             "role": None,
             "score": 0.7687,
             "scores": {"body": 0.7687, "boilerplate": 0.2254, "paywall": 0.0014, "sponsored": 0.0044},
-            "start": 24,
-            "end": 100,
+            "start": 25,
+            "end": 101,
             "tag": "body>p",
         },
         {
@@ -51,8 +51,8 @@ _ANSWER: dict[str, Any] = {
             "role": None,
             "score": 0.8919,
             "scores": {"body": 0.0007, "boilerplate": 0.072, "paywall": 0.8919, "sponsored": 0.0354},
-            "start": 101,
-            "end": 146,
+            "start": 103,
+            "end": 148,
             "tag": "body>aside",
         },
     ],
