@@ -20,8 +20,8 @@ URL = "https://saltmarsh-echo.example/ferry"
 _ANSWER: dict[str, Any] = {
     "source": None,
     "url": URL,
-    "text": "Night ferry sails again\n\nThe night ferry to Ostrava Quay sailed on Monday after eleven weeks in dock.\n\n"
-    "Subscribe to The Saltmarsh Echo for $2 a week",
+    "text": "Night ferry sails again\n\nThe night ferry to Ostrava Quay sailed on Monday after eleven weeks in dock."
+    "\n\nSubscribe to The Saltmarsh Echo for $2 a week",
     "headline": "Night ferry sails again",
     "body": "The night ferry to Ostrava Quay sailed on Monday after eleven weeks in dock.",
     "sections": [
