@@ -36,7 +36,8 @@ TEXT_FEATURES = (
 )
 HTML_FEATURES = ("link_share", "is_heading", "is_html")
 """Zero where the page is plain text."""
-_BREAKS = [TEXT_FEATURES.index(name) for name in ("breaks_before", "breaks_after")]
+BREAKS = [TEXT_FEATURES.index(name) for name in ("breaks_before", "breaks_after")]
+"""Their places among the features."""
 NUM_FEATURES = len(TEXT_FEATURES) + len(HTML_FEATURES)
 
 MAX_PADDING = 0.04
@@ -93,7 +94,7 @@ class EncodedPage:
     def without_blank_lines(self) -> "EncodedPage":
         """Return the page as it would look if no line of its text were blank."""
         features = self.features.copy()
-        features[:, _BREAKS] = np.minimum(features[:, _BREAKS], 0.5)
+        features[:, BREAKS] = np.minimum(features[:, BREAKS], 0.5)
         return replace(self, features=features)
 
     def without_attribute_hints(self) -> "EncodedPage":
@@ -212,7 +213,7 @@ def features_of(page: RawPage, texts: Sequence[str]) -> np.ndarray:
     features[:, 9] = np.log1p(count - 1 - place) / 7
     features[:, 10] = math.log1p(count) / 7
     breaks = _breaks_between(page)
-    features[:, 11], features[:, 12] = breaks[:-1], breaks[1:]
+    features[:, BREAKS] = np.stack([breaks[:-1], breaks[1:]], axis=1)
     if page.kind == "html":
         features[:, 13] = [section.link_share for section in page.sections]
         features[:, 14] = [section.is_heading for section in page.sections]

@@ -17,14 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from copydesk.encode import Encoding
+from copydesk.encode import BREAKS, Encoding
 from copydesk.encoder import EncoderError, encoder_folder, sha256_of
 from copydesk.int8 import LayerRanges
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
-FORMAT = 4
-"""4: several page encoders, ranges where they are known, blank lines between sections among the features."""
+FORMAT, OLDEST_FORMAT = 4, 2
+"""2: several page encoders. 3: ranges of what the text encoder's projections read, where they are known. 4: line breaks
+around a section among its features."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",
@@ -124,9 +125,10 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version != FORMAT:
+        if isinstance(version, int) and not OLDEST_FORMAT <= version <= FORMAT:
             remedy = "upgrade copydesk" if version > FORMAT else "fetch a newer model, or train it again"
-            raise ModelError(f"{folder} has the format {version}, this copydesk reads {FORMAT}: {remedy}")
+            known = f"{OLDEST_FORMAT} to {FORMAT}"
+            raise ModelError(f"{folder} has the format {version}, this copydesk reads {known}: {remedy}")
         manifest = Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ModelError(f"{path} is broken ({error}): fetch the folder again") from error
@@ -179,7 +181,7 @@ def load_saved(folder: Path | str) -> SavedModel:
     manifest = read_manifest(folder)
     description = read_description(folder)
     try:
-        model = _build(folder, description)
+        model = _build(folder, description, manifest.format)
         topics = TopicList(description.topics)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except (ModelError, EncoderError):
@@ -194,10 +196,12 @@ def load_saved(folder: Path | str) -> SavedModel:
     )
 
 
-def _build(folder: Path, description: Description) -> CopydeskModel:
+def _build(folder: Path, description: Description, version: int) -> CopydeskModel:
     with torch.random.fork_rng(devices=[]):  # on the meta device nothing would be drawn, but it takes seconds to import
         model = CopydeskModel(description.network)
     tensors = _tensors(folder / WEIGHTS, description.base)
+    if version < 4:
+        tensors = {name: _deaf_to_breaks(name, tensor) for name, tensor in tensors.items()}
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
@@ -208,6 +212,14 @@ def _build(folder: Path, description: Description) -> CopydeskModel:
         )
     model.load_state_dict(tensors, assign=True)
     return model
+
+
+def _deaf_to_breaks(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a format before 4, with zeros for the features that it did not have."""
+    if not name.endswith(".feature_projection.weight"):
+        return tensor
+    before, after = tensor[:, : BREAKS[0]], tensor[:, BREAKS[0] :]
+    return torch.cat([before, torch.zeros(len(tensor), len(BREAKS)), after], dim=1)
 
 
 def _tensors(weights: Path, base: Base | None) -> dict[str, torch.Tensor]:

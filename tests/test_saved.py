@@ -15,6 +15,7 @@ from copydesk.saved import (
     DESCRIPTION,
     FORMAT,
     MANIFEST,
+    OLDEST_FORMAT,
     TOKENIZER,
     WEIGHTS,
     Base,
@@ -167,7 +168,8 @@ def test_an_altered_file_is_named(folder, name):
 def test_a_newer_format_asks_for_a_newer_copydesk_even_if_nothing_else_is_understood(folder):
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT + 1, "shards": []}))
 
-    with pytest.raises(ModelError, match=f"has the format {FORMAT + 1}, this copydesk reads {FORMAT}: upgrade"):
+    known = f"{OLDEST_FORMAT} to {FORMAT}"
+    with pytest.raises(ModelError, match=f"has the format {FORMAT + 1}, this copydesk reads {known}: upgrade"):
         load_saved(folder)
 
 
@@ -190,10 +192,29 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(folder):
 
 
 def test_an_older_format_asks_for_a_newer_model(folder):
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT - 1}))
+    (folder / MANIFEST).write_text(json.dumps({"format": OLDEST_FORMAT - 1}))
 
-    with pytest.raises(ModelError, match=f"has the format {FORMAT - 1}, this copydesk reads {FORMAT}: fetch"):
+    with pytest.raises(ModelError, match=f"has the format {OLDEST_FORMAT - 1}, this copydesk reads .*: fetch a newer"):
         read_manifest(folder)
+
+
+def test_a_folder_of_the_format_before_ranges_is_read_and_is_deaf_to_line_breaks(folder):
+    description = json.loads((folder / DESCRIPTION).read_text())
+    del description["ranges"]
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    name, tensors = "page_encoders.0.feature_projection.weight", load_file(folder / WEIGHTS)
+    whole = tensors[name]
+    tensors[name] = torch.cat([whole[:, :11], whole[:, 13:]], dim=1)
+    save_file(tensors, folder / WEIGHTS)
+    sign(folder)
+    edit(folder / MANIFEST, format=2)
+
+    saved = load_saved(folder)
+
+    assert saved.description.ranges is None
+    read = saved.model.state_dict()[name]
+    assert not read[:, 11:13].any()
+    assert torch.equal(torch.cat([read[:, :11], read[:, 13:]], dim=1), tensors[name].float())
 
 
 def test_ranges_of_another_number_of_layers_are_refused(folder):
@@ -204,7 +225,7 @@ def test_ranges_of_another_number_of_layers_are_refused(folder):
         read_description(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"format": 4, "name": "x"}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"format": 2, "name": "x"}'])
 def test_a_broken_manifest_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
 
