@@ -38,6 +38,9 @@ class PageShape(BaseModel):
     them in their own way. In training they see what the others see."""
     hint_width: PositiveInt = 64
     """Width of the embeddings of hints."""
+    own_text_width: NonNegativeInt = 0
+    """Width of a hidden layer through which each page encoder also reads every section by itself. What its own text
+    says of a section then counts beside what the page says of it; 0: there is none."""
     window_sections: PositiveInt = 1_024
     """Sections that a page encoder reads at once."""
     window_overlap: NonNegativeInt = 256
@@ -134,6 +137,25 @@ def windows_of(length: int, *, size: int, overlap: int) -> list[tuple[int, int, 
     return [(start, start + size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
+class OwnText(nn.Module):
+    """What a section's own vector says, whatever stands around it.
+
+    Without it page encoders make of a vector hardly more than its linear projection tells them: from the page they
+    learn faster.
+    """
+
+    def __init__(self, config: CopydeskConfig, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, config.own_text_width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.own_text_width, config.page_width),
+        )
+        self.head = nn.Sequential(nn.LayerNorm(config.page_width), nn.Linear(config.page_width, len(CLASSES)))
+
+
 class PageEncoder(nn.Module):
     """Reads the section vectors of a whole page in order, with their layout."""
 
@@ -142,6 +164,7 @@ class PageEncoder(nn.Module):
         self.size, self.overlap = config.window_sections, config.window_overlap
         self.vector_dropout = nn.Dropout(config.vector_dropout)
         self.section_projection = nn.Linear(width, config.page_width)
+        self.own_text = OwnText(config, width) if config.own_text_width else None
         self.feature_projection = nn.Linear(NUM_FEATURES, config.page_width)
         self.hint_embedding = nn.EmbeddingBag(config.num_hints, config.hint_width, mode="sum")
         nn.init.normal_(self.hint_embedding.weight, std=0.02)  # a hint never seen in training must say next to nothing
@@ -151,13 +174,18 @@ class PageEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.page_width)
 
-    def forward(self, sections: torch.Tensor, batch: PageBatch) -> torch.Tensor:
-        """Return (S, page_width) from section vectors (S, D)."""
+    def forward(self, sections: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (S, page_width) and logits (S, C) of each section's own text, from section vectors (S, D)."""
         hints = self.hint_embedding(batch.hint_ids, batch.hint_offsets)
-        x = self.section_projection(self.vector_dropout(sections))
-        x += self.feature_projection(batch.features)
+        vectors = self.vector_dropout(sections)
+        x = self.section_projection(vectors)
+        own_logits = x.new_zeros(len(x), len(CLASSES))
+        if self.own_text:
+            x = x + self.own_text.hidden(vectors)
+            own_logits = self.own_text.head(x)
+        x = x + self.feature_projection(batch.features)
         x += self.hint_projection(hints)
-        return self._read(x, batch.page_lengths)
+        return self._read(x, batch.page_lengths), own_logits
 
     def _read(self, x: torch.Tensor, page_lengths: Sequence[int]) -> torch.Tensor:
         windows, page_start = [], 0
@@ -224,31 +252,39 @@ class CopydeskModel(nn.Module):
         views = [batch] * (len(self.page_encoders) - text_readers)
         if text_readers:
             views += [batch.without_hints()] * text_readers
-        each = self.each_section_logits(rows, views)
+        each, _ = self.each_section_logits(rows, views)
         return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
-    def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> torch.Tensor:
-        """Return (V, S, C) from the vectors of distinct sections (rows, D): page encoder v mod P reads view v."""
-        count = len(self.page_encoders)
-        return torch.stack([self.section_logits_of(view % count, rows, batch) for view, batch in enumerate(views)])
+    def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (V, S, C) and, as part of it, (V, S, C) of the sections' own text: page encoder v mod P reads view v.
 
-    def section_logits_of(self, number: int, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
-        """Return (S, C): what one page encoder says, from the vectors of distinct sections (rows, D)."""
+        Args:
+            rows: vectors of distinct sections, (rows, D).
+            views: the same pages as each is to see them.
+        """
+        count = len(self.page_encoders)
+        each = [self.section_logits_of(view % count, rows, batch) for view, batch in enumerate(views)]
+        return torch.stack([logits for logits, _ in each]), torch.stack([own for _, own in each])
+
+    def section_logits_of(self, number: int, rows: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same of one page encoder and one view, (S, C) both; without `own_text_width` the second is 0."""
         if not len(batch.row_of_section):
-            return torch.zeros(0, len(CLASSES), device=self.device)
-        read = self.page_encoders[number](rows[batch.row_of_section], batch)
-        return self.section_heads[number](read).float()
+            return (torch.zeros(0, len(CLASSES), device=self.device),) * 2
+        read, own_logits = self.page_encoders[number](rows[batch.row_of_section], batch)
+        return self.section_heads[number](read).float() + own_logits.float(), own_logits.float()
 
     def forward(
         self, views: Sequence[PageBatch], articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return section logits (V, S, C) and topic logits (A, T): one call, as distributed training needs it.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return section logits (V, S, C), those of their own text and topic logits (A, T).
+
+        One call, as distributed training needs it.
 
         Args:
             views: the same pages as page encoder v mod P is to see them; their texts are those of the first.
             articles: chunks of token ids and mask.
         """
-        return self.each_section_logits(self.encode_rows(views[0].chunks), views), self.topic_logits(articles)
+        return *self.each_section_logits(self.encode_rows(views[0].chunks), views), self.topic_logits(articles)
 
     def topic_logits(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return (A, T), articles in the order of the chunks' rows."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch.nn import functional
 from transformers import DistilBertConfig, DistilBertModel
 
 from copydesk.encode import TextEncoder, collate_pages
@@ -136,6 +137,7 @@ def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
     [
         (["fit.encoder_layers=1", "fit.frozen_layers=2"], "encoder_layers keeps only 1"),
         (["fit.encoder_layers=0", "fit.tuning=lora"], "leaves nothing to adapt"),
+        (["fit.own_text_weight=0.3"], "network.own_text_width is 0"),
     ],
 )
 def test_layers_that_are_not_there_cannot_be_frozen_or_adapted(settings: list[str], message: str):
@@ -299,7 +301,7 @@ def test_rare_classes_weigh_by_the_power_asked_for(power, weights):
 
 def test_topics_that_are_undecided_add_no_loss():
     topics = torch.tensor([[5.0, -3.0]], requires_grad=True)
-    nothing = torch.zeros(0, 5), topics, torch.zeros(0, dtype=torch.long), torch.tensor([[0.0, 1.0]])
+    nothing = *torch.zeros(2, 1, 0, 5), topics, torch.zeros(0, dtype=torch.long), torch.tensor([[0.0, 1.0]])
     weights = LossWeights(torch.ones(5), topics=2.0)
 
     loss = loss_of(*nothing, torch.tensor([[0.0, 1.0]]), weights=weights)
@@ -307,6 +309,20 @@ def test_topics_that_are_undecided_add_no_loss():
     loss.backward()
     assert topics.grad[0, 0] == 0
     assert loss_of(*nothing, torch.zeros(1, 2), weights=weights) == 0
+
+
+def test_the_own_text_of_sections_adds_its_cross_entropy_to_the_loss():
+    random = torch.Generator().manual_seed(0)
+    sections, own_text = torch.randn(2, 2, 6, 5, generator=random)
+    classes, weights = torch.randint(0, 5, (6,), generator=random), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    no_topics = torch.zeros(0, 3)
+
+    def loss(weight: float) -> float:
+        all_weights = LossWeights(weights, topics=1.0, own_text=weight)
+        return loss_of(sections, own_text, no_topics, classes, no_topics, no_topics, weights=all_weights).item()
+
+    each = [functional.cross_entropy(logits, classes, weight=weights).item() for logits in own_text]
+    assert loss(0.3) - loss(0.0) == pytest.approx(0.3 * np.mean(each), rel=1e-4)
 
 
 def test_readings_that_differ_add_to_the_loss_by_their_divergence_from_the_mean():
@@ -317,7 +333,7 @@ def test_readings_that_differ_add_to_the_loss_by_their_divergence_from_the_mean(
 
     def loss(logits: torch.Tensor, consistency: float) -> torch.Tensor:
         all_weights = LossWeights(weights, topics=1.0, consistency=consistency)
-        return loss_of(logits, no_topics, classes, no_topics, no_topics, weights=all_weights)
+        return loss_of(logits, logits, no_topics, classes, no_topics, no_topics, weights=all_weights)
 
     added = loss(sections, 3.0) - loss(sections, 0.0)
     each = sections.detach().double().softmax(dim=-1).numpy()

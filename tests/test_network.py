@@ -200,7 +200,7 @@ def test_one_call_returns_what_all_heads_say():
     model = make_model(page_encoders=3)
     batch, articles = collate_pages([make_page(5)]), chunk([[1, 2, 3]])
 
-    sections, topics = model([batch] * 3, articles)
+    sections, _, topics = model([batch] * 3, articles)
 
     assert sections.shape == (3, 5, len(CLASSES))
     assert not torch.allclose(sections[0], sections[1])
@@ -214,11 +214,11 @@ def test_page_encoders_take_turns_at_more_views_than_they_are():
     page = make_page(5)
     batch, as_text = collate_pages([page]), collate_pages([page.without_hints()])
 
-    sections, _ = model([batch, batch, as_text, as_text], [])
+    sections, _, _ = model([batch, batch, as_text, as_text], [])
 
     rows = model.encode_rows(batch.chunks)
     for view, (number, seen) in enumerate([(0, batch), (1, batch), (0, as_text), (1, as_text)]):
-        assert torch.equal(sections[view], model.section_logits_of(number, rows, seen))
+        assert torch.equal(sections[view], model.section_logits_of(number, rows, seen)[0])
     assert not torch.allclose(sections[0], sections[2])
 
 
@@ -228,7 +228,7 @@ def test_text_readers_read_every_page_as_if_it_were_plain_text():
     pages = [make_page(5), make_page(4)]
     batch, as_text = collate_pages(pages), collate_pages([page.without_hints() for page in pages])
 
-    each = model.each_section_logits(model.encode_rows(batch.chunks), [batch, batch, as_text])
+    each, _ = model.each_section_logits(model.encode_rows(batch.chunks), [batch, batch, as_text])
 
     torch.testing.assert_close(model.section_logits(batch).exp(), each.softmax(dim=-1).mean(dim=0))
     assert not torch.allclose(model.section_logits(batch), model.section_logits(as_text))
@@ -239,9 +239,30 @@ def test_more_text_readers_than_page_encoders_are_refused():
         make_model(text_readers=2)
 
 
+@torch.inference_mode()
+def test_what_a_section_says_by_itself_counts_beside_what_its_page_says():
+    model, page, order = make_model(own_text_width=32), make_page(10), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    batch, backwards = collate_pages([page.without_hints()]), collate_pages([shuffled(page, order)])
+    rows = model.encode_rows(batch.chunks)
+
+    logits, own = model.section_logits_of(0, rows, batch)
+
+    assert own.std() > 0.1
+    torch.testing.assert_close(model.section_logits_of(0, rows, backwards)[1], own[order])
+    model.page_encoders[0].own_text.head[1].bias.data += 3
+    torch.testing.assert_close(model.section_logits_of(0, rows, batch)[0], logits + 3)
+
+
+@torch.inference_mode()
+def test_without_a_hidden_layer_a_section_says_nothing_by_itself(model):
+    batch = collate_pages([make_page(5)])
+
+    assert not model.section_logits_of(0, model.encode_rows(batch.chunks), batch)[1].any()
+
+
 def test_every_weight_is_trained_by_all_heads_together():
-    model = make_model(page_encoders=2)
-    sections, topics = model([collate_pages([make_page(5)])] * 2, chunk([[1, 2, 3]]))
+    model = make_model(page_encoders=2, own_text_width=32)
+    sections, _, topics = model([collate_pages([make_page(5)])] * 2, chunk([[1, 2, 3]]))
     (sections.sum() + topics.sum()).backward()
 
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []

@@ -77,15 +77,18 @@ def test_two_processes_learn_what_one_does_killed_and_resumed_in_between():
 
 def test_the_mean_of_the_losses_of_two_unequal_shares_is_the_loss_of_all_rows():
     random = torch.Generator().manual_seed(0)
-    sections, topics = torch.randn(2, 9, 5, generator=random), torch.randn(4, 3, generator=random)
+    sections, own_text = torch.randn(2, 2, 9, 5, generator=random)
+    topics = torch.randn(4, 3, generator=random)
     classes = torch.randint(0, 5, (9,), generator=random)
     holds, decided = (torch.randint(0, 2, (4, 3), generator=random).float() for _ in range(2))
-    weights = LossWeights(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), topics=2.0, consistency=3.0)
+    weights = LossWeights(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), topics=2.0, own_text=0.5, consistency=3.0)
     shares = [(slice(0, 7), slice(0, 1)), (slice(7, 9), slice(1, 4))]
 
     def loss(rows: slice, articles: slice, over_processes: Callable) -> torch.Tensor:
-        batch = sections[:, rows], topics[articles], classes[rows], holds[articles], decided[articles]
-        return loss_of(*batch, weights=weights, over_processes=over_processes)
+        said = sections[:, rows], own_text[:, rows], topics[articles]
+        return loss_of(
+            *said, classes[rows], holds[articles], decided[articles], weights=weights, over_processes=over_processes
+        )
 
     held: list[list[torch.Tensor]] = [[], []]
     for (rows, articles), numbers in zip(shares, held, strict=True):

@@ -158,6 +158,8 @@ class TransformerFit(Part):
     consistency_weight: float = Field(default=0.0, ge=0)
     """Weight, beside the section loss, of how far what is said of a section differs between readings of its page with
     other hints left out (R-Drop, arXiv:2106.14448). Above 0 each page encoder reads each page twice."""
+    own_text_weight: float = Field(default=0.0, ge=0)
+    """Weight, beside the section loss, of what is lost on the sections' own text; needs `network.own_text_width`."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     topic_weight: float = Field(default=1.0, ge=0)
@@ -187,6 +189,15 @@ class TransformerFit(Part):
     def num_views(self) -> int:
         """How many times a page is read in a step, each time with other hints left out."""
         return self.network.page_encoders * (2 if self.consistency_weight else 1)
+
+    @model_validator(mode="after")
+    def _reads_own_text_to_learn_from(self) -> "TransformerFit":
+        if self.own_text_weight and not self.network.own_text_width:
+            raise ValueError(
+                f"own_text_weight is {self.own_text_weight}, network.own_text_width is 0: set it to 256, say, or the "
+                "weight to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keeps_layers_to_freeze(self) -> "TransformerFit":

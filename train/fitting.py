@@ -227,6 +227,7 @@ class Fitting:
         return LossWeights(
             torch.tensor(classes, dtype=torch.float32, device=self.device),
             topics=settings.topic_weight,
+            own_text=settings.own_text_weight,
             consistency=settings.consistency_weight,
         )
 

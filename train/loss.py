@@ -15,6 +15,8 @@ class LossWeights(NamedTuple):
     """(C,): of a section of each class."""
     topics: float
     """Of the topic loss beside the section loss."""
+    own_text: float = 0.0
+    """Of what a section's own text says, beside what its page says too (deep supervision, arXiv:1409.5185)."""
     consistency: float = 0.0
     """Of the divergence of each reading from the mean of all, which does not learn from it: a reading of bare text
     learns what one with tags knows, and the other way round."""
@@ -22,6 +24,7 @@ class LossWeights(NamedTuple):
 
 def loss_of(
     sections: torch.Tensor,
+    own_text: torch.Tensor,
     topics: torch.Tensor,
     classes: torch.Tensor,
     holds: torch.Tensor,
@@ -30,10 +33,11 @@ def loss_of(
     weights: LossWeights,
     over_processes: Callable[[torch.Tensor], torch.Tensor] = lambda number: number,
 ) -> torch.Tensor:
-    """Return the weighted sum of section loss, divergence and topic loss, each by the sum of the weights of its rows.
+    """Return the weighted sum of section losses, divergence and topic loss, each by the sum of the weights of its rows.
 
     Args:
         sections: logits (V, S, C) of V readings; each learns by its own loss.
+        own_text: logits (V, S, C) of the sections' own text.
         topics: logits (A, T).
         classes: (S,).
         holds: (A, T), 1 where a topic holds.
@@ -41,13 +45,12 @@ def loss_of(
         weights: of the parts.
         over_processes: returns the mean of a number over all processes that share the batch.
     """
-    loss = sections.sum() * 0 + topics.sum() * 0  # every weight takes part, whatever the pack holds
+    loss = (sections.sum() + own_text.sum() + topics.sum()) * 0  # every weight takes part, whatever the pack holds
     weight = over_processes(weights.classes[classes].sum() * len(sections))
     if len(classes):
-        each = functional.cross_entropy(
-            sections.flatten(0, 1), classes.repeat(len(sections)), weight=weights.classes, reduction="sum"
-        )
-        loss = loss + each / weight
+        loss = loss + _cross_entropy(sections, classes, weights) / weight
+        if weights.own_text:
+            loss = loss + weights.own_text * _cross_entropy(own_text, classes, weights) / weight
         if weights.consistency:
             apart = (_divergence(sections) * weights.classes[classes]).sum()
             loss = loss + weights.consistency * apart / weight
@@ -56,6 +59,13 @@ def loss_of(
         each = functional.binary_cross_entropy_with_logits(topics, holds, reduction="none")
         loss = loss + weights.topics * (each * decided).sum() / num_decided
     return loss
+
+
+def _cross_entropy(logits: torch.Tensor, classes: torch.Tensor, weights: LossWeights) -> torch.Tensor:
+    """Return the weighted sum over all readings and sections."""
+    return functional.cross_entropy(
+        logits.flatten(0, 1), classes.repeat(len(logits)), weight=weights.classes, reduction="sum"
+    )
 
 
 def _divergence(logits: torch.Tensor) -> torch.Tensor:

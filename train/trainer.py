@@ -104,10 +104,11 @@ class CopydeskTrainer(Trainer):
         batch: Pack = inputs["pack"]
         device = self.args.device
         views = [move_batch(view, device) for view in batch.views]
-        sections, topics = model(views=views, articles=move_chunks(batch.articles, device))
+        sections, own_text, topics = model(views=views, articles=move_chunks(batch.articles, device))
         targets = [targets.to(device) for targets in (batch.classes, batch.holds, batch.decided)]
         loss = loss_of(
             sections,
+            own_text,
             topics,
             *targets,
             weights=self.weights,
