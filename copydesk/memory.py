@@ -25,7 +25,7 @@ class VectorMemory:
             device: where the vectors are.
         """
         self.max_rows = max_rows
-        self._vectors = torch.empty(max_rows, width, device=device)
+        self._vectors = torch.zeros(max_rows, width, device=device)  # taken now, or a service would grow for hours
         self._slots: OrderedDict[bytes, int] = OrderedDict()  # the least recently used first
         self._lock = Lock()
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -297,6 +298,16 @@ def test_rare_classes_weigh_by_the_power_asked_for(power, weights):
 
     assert fitting.loss_weights(np.array([100, 25, 1])).classes.tolist() == weights
     assert torch.isfinite(fitting.loss_weights(np.array([100, 0, 1])).classes).all()
+
+
+def test_more_gpus_than_processes_are_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("train.fitting.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("train.fitting.join", lambda _: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    experiment = tiny()
+
+    with pytest.raises(ValueError, match=r"there are 2 GPUs and 1 process\(es\): .*`torchrun --nproc-per-node 2"):
+        Fitting(experiment.fit, Path(), read_topics(experiment.prepare.topics), num_hints=8)
 
 
 def test_topics_that_are_undecided_add_no_loss():
