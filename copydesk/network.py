@@ -41,12 +41,14 @@ class PageShape(BaseModel):
     own_text_width: NonNegativeInt = 0
     """Width of a hidden layer through which each page encoder also reads every section by itself. What its own text
     says of a section then counts beside what the page says of it; 0: there is none."""
+    topic_width: NonNegativeInt = 0
+    """Width of a hidden layer below the topic logits; 0: they are linear in the article's vector."""
     window_sections: PositiveInt = 1_024
     """Sections that a page encoder reads at once."""
     window_overlap: NonNegativeInt = 256
     """Sections that neighbouring windows share."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """On the residuals of the page encoders, in training."""
+    """On the residuals of the page encoders and in hidden layers, in training."""
     vector_dropout: float = Field(default=0.0, ge=0, lt=1)
     """On the section vectors that they read, in training."""
 
@@ -137,6 +139,12 @@ def windows_of(length: int, *, size: int, overlap: int) -> list[tuple[int, int, 
     return [(start, start + size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
+def _two_layers(width: int, inner: int, out: int, *, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, out)
+    )
+
+
 class OwnText(nn.Module):
     """What a section's own vector says, whatever stands around it.
 
@@ -146,13 +154,7 @@ class OwnText(nn.Module):
 
     def __init__(self, config: CopydeskConfig, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, config.own_text_width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.own_text_width, config.page_width),
-        )
+        self.hidden = _two_layers(width, config.own_text_width, config.page_width, dropout=config.dropout)
         self.head = nn.Sequential(nn.LayerNorm(config.page_width), nn.Linear(config.page_width, len(CLASSES)))
 
 
@@ -221,12 +223,16 @@ class CopydeskModel(nn.Module):
         self.section_heads = nn.ModuleList(
             nn.Linear(shape.page_width, len(CLASSES)) for _ in range(shape.page_encoders)
         )
-        self.topic_head = nn.Linear(width, shape.num_topics)
+        self.topic_head = (
+            _two_layers(width, shape.topic_width, shape.num_topics, dropout=shape.dropout)
+            if shape.topic_width
+            else nn.Linear(width, shape.num_topics)
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return self.topic_head.weight.device
+        return next(self.parameters()).device
 
     def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return mean-pooled vectors (rows of all chunks, D) in float32."""
@@ -239,7 +245,7 @@ class CopydeskModel(nn.Module):
                 weights = mask[..., None].float()
                 vectors.append((hidden * weights).sum(dim=1) / weights.sum(dim=1))
         if not vectors:
-            return torch.zeros(0, self.topic_head.in_features, device=self.device)
+            return torch.zeros(0, self.encoder.config.hidden_size, device=self.device)
         return torch.cat(vectors)
 
     def section_logits(self, batch: PageBatch) -> torch.Tensor:

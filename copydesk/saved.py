@@ -25,7 +25,8 @@ from copydesk.network import CopydeskConfig, CopydeskModel
 
 FORMAT, OLDEST_FORMAT = 5, 2
 """2: several page encoders. 3: ranges of what the text encoder's projections read, where they are known. 4: line breaks
-around a section among its features. 5: page encoders that read a section by itself, too."""
+around a section among its features. 5: page encoders that read a section by itself, too, and hidden layers below
+logits."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",

@@ -260,8 +260,20 @@ def test_without_a_hidden_layer_a_section_says_nothing_by_itself(model):
     assert not model.section_logits_of(0, model.encode_rows(batch.chunks), batch)[1].any()
 
 
+@pytest.mark.parametrize(("width", "is_linear"), [(0, True), (8, False)])
+@torch.inference_mode()
+def test_topics_are_linear_in_the_vector_of_an_article_unless_there_is_a_hidden_layer(width, is_linear):
+    model = make_model(topic_width=width)
+    one, other = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+
+    middle, mean = model.topic_head((one + other) / 2), (model.topic_head(one) + model.topic_head(other)) / 2
+
+    assert middle.shape == (3,)
+    assert torch.allclose(middle, mean, atol=1e-5) == is_linear
+
+
 def test_every_weight_is_trained_by_all_heads_together():
-    model = make_model(page_encoders=2, own_text_width=32)
+    model = make_model(page_encoders=2, own_text_width=32, topic_width=8)
     sections, _, topics = model([collate_pages([make_page(5)])] * 2, chunk([[1, 2, 3]]))
     (sections.sum() + topics.sum()).backward()
 
