@@ -38,9 +38,9 @@ class PageShape(BaseModel):
     them in their own way. In training they see what the others see."""
     hint_width: PositiveInt = 64
     """Width of the embeddings of hints."""
-    own_text_width: NonNegativeInt = 0
-    """Width of a hidden layer through which each page encoder also reads every section by itself. What its own text
-    says of a section then counts beside what the page says of it; 0: there is none."""
+    own_text_readers: NonNegativeInt = 0
+    """How many of them also judge each section by its own text alone, through a hidden layer, and let that count beside
+    what the page says of it. It helps most where there are no tags; all of them would be too much alike."""
     topic_width: NonNegativeInt = 0
     """Width of a hidden layer below the topic logits; 0: they are linear in the article's vector."""
     window_sections: PositiveInt = 1_024
@@ -59,11 +59,12 @@ class PageShape(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _text_readers_are_page_encoders(self) -> Self:
-        if self.text_readers > self.page_encoders:
-            raise ValueError(
-                f"text_readers is {self.text_readers}, expected at most page_encoders: {self.page_encoders}"
-            )
+    def _readers_are_page_encoders(self) -> Self:
+        for name in ("text_readers", "own_text_readers"):
+            if getattr(self, name) > self.page_encoders:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected at most page_encoders: {self.page_encoders}"
+                )
         return self
 
 
@@ -148,25 +149,24 @@ def _two_layers(width: int, inner: int, out: int, *, dropout: float) -> nn.Seque
 class OwnText(nn.Module):
     """What a section's own vector says, whatever stands around it.
 
-    Without it page encoders make of a vector hardly more than its linear projection tells them: from the page they
-    learn faster.
+    Without it page encoders make of a vector hardly more than a linear classifier would (bench/LOG.md).
     """
 
     def __init__(self, config: CopydeskConfig, width: int) -> None:
         super().__init__()
-        self.hidden = _two_layers(width, config.own_text_width, config.page_width, dropout=config.dropout)
+        self.hidden = _two_layers(width, config.page_width, config.page_width, dropout=config.dropout)
         self.head = nn.Sequential(nn.LayerNorm(config.page_width), nn.Linear(config.page_width, len(CLASSES)))
 
 
 class PageEncoder(nn.Module):
     """Reads the section vectors of a whole page in order, with their layout."""
 
-    def __init__(self, config: CopydeskConfig, width: int) -> None:
+    def __init__(self, config: CopydeskConfig, width: int, *, reads_own_text: bool) -> None:
         super().__init__()
         self.size, self.overlap = config.window_sections, config.window_overlap
         self.vector_dropout = nn.Dropout(config.vector_dropout)
         self.section_projection = nn.Linear(width, config.page_width)
-        self.own_text = OwnText(config, width) if config.own_text_width else None
+        self.own_text = OwnText(config, width) if reads_own_text else None
         self.feature_projection = nn.Linear(NUM_FEATURES, config.page_width)
         self.hint_embedding = nn.EmbeddingBag(config.num_hints, config.hint_width, mode="sum")
         nn.init.normal_(self.hint_embedding.weight, std=0.02)  # a hint never seen in training must say next to nothing
@@ -176,12 +176,12 @@ class PageEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.page_width)
 
-    def forward(self, sections: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (S, page_width) and logits (S, C) of each section's own text, from section vectors (S, D)."""
+    def forward(self, sections: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (S, page_width) and, if it reads them, logits (S, C) of own texts, from section vectors (S, D)."""
         hints = self.hint_embedding(batch.hint_ids, batch.hint_offsets)
         vectors = self.vector_dropout(sections)
         x = self.section_projection(vectors)
-        own_logits = x.new_zeros(len(x), len(CLASSES))
+        own_logits = None
         if self.own_text:
             x = x + self.own_text.hidden(vectors)
             own_logits = self.own_text.head(x)
@@ -219,7 +219,10 @@ class CopydeskModel(nn.Module):
         self.shape = shape
         self.encoder = _build_encoder(shape.encoder)
         width = self.encoder.config.hidden_size
-        self.page_encoders = nn.ModuleList(PageEncoder(shape, width) for _ in range(shape.page_encoders))
+        self.page_encoders = nn.ModuleList(
+            PageEncoder(shape, width, reads_own_text=number < shape.own_text_readers)
+            for number in range(shape.page_encoders)
+        )
         self.section_heads = nn.ModuleList(
             nn.Linear(shape.page_width, len(CLASSES)) for _ in range(shape.page_encoders)
         )
@@ -262,22 +265,31 @@ class CopydeskModel(nn.Module):
         return functional.log_softmax(each, dim=-1).logsumexp(dim=0) - math.log(len(each))
 
     def each_section_logits(self, rows: torch.Tensor, views: Sequence[PageBatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (V, S, C) and, as part of it, (V, S, C) of the sections' own text: page encoder v mod P reads view v.
+        """Return (V, S, C) and what of it comes from own texts, (V', S, C): page encoder v mod P reads view v.
 
         Args:
             rows: vectors of distinct sections, (rows, D).
-            views: the same pages as each is to see them.
+            views: the same pages as each is to see them; V' are those whose page encoder reads own texts.
         """
         count = len(self.page_encoders)
-        each = [self.section_logits_of(view % count, rows, batch) for view, batch in enumerate(views)]
-        return torch.stack([logits for logits, _ in each]), torch.stack([own for _, own in each])
+        each = [self.section_logits_of(view % count, rows, [batch]) for view, batch in enumerate(views)]
+        return torch.cat([logits for logits, _ in each]), torch.cat([own for _, own in each])
 
-    def section_logits_of(self, number: int, rows: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same of one page encoder and one view, (S, C) both; without `own_text_width` the second is 0."""
-        if not len(batch.row_of_section):
-            return (torch.zeros(0, len(CLASSES), device=self.device),) * 2
-        read, own_logits = self.page_encoders[number](rows[batch.row_of_section], batch)
-        return self.section_heads[number](read).float() + own_logits.float(), own_logits.float()
+    def section_logits_of(
+        self, number: int, rows: torch.Tensor, views: Sequence[PageBatch]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same of one page encoder that reads all views."""
+        logits, own = [], []
+        for batch in views:
+            if not len(batch.row_of_section):
+                logits.append(torch.zeros(0, len(CLASSES), device=self.device))
+                continue
+            read, own_logits = self.page_encoders[number](rows[batch.row_of_section], batch)
+            logits.append(self.section_heads[number](read).float())
+            if own_logits is not None:
+                own.append(own_logits.float())
+                logits[-1] = logits[-1] + own[-1]
+        return torch.stack(logits), torch.stack(own) if own else logits[0].new_zeros(0, *logits[0].shape)
 
     def forward(
         self, views: Sequence[PageBatch], articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]

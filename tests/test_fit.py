@@ -138,7 +138,7 @@ def test_a_small_model_keeps_the_lowest_layers_of_the_encoder(depth: int):
     [
         (["fit.encoder_layers=1", "fit.frozen_layers=2"], "encoder_layers keeps only 1"),
         (["fit.encoder_layers=0", "fit.tuning=lora"], "leaves nothing to adapt"),
-        (["fit.own_text_weight=0.3"], "network.own_text_width is 0"),
+        (["fit.own_text_weight=0.3"], "network.own_text_readers is 0"),
     ],
 )
 def test_layers_that_are_not_there_cannot_be_frozen_or_adapted(settings: list[str], message: str):

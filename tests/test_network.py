@@ -218,7 +218,7 @@ def test_page_encoders_take_turns_at_more_views_than_they_are():
 
     rows = model.encode_rows(batch.chunks)
     for view, (number, seen) in enumerate([(0, batch), (1, batch), (0, as_text), (1, as_text)]):
-        assert torch.equal(sections[view], model.section_logits_of(number, rows, seen)[0])
+        assert torch.equal(sections[view], model.section_logits_of(number, rows, [seen])[0][0])
     assert not torch.allclose(sections[0], sections[2])
 
 
@@ -234,30 +234,35 @@ def test_text_readers_read_every_page_as_if_it_were_plain_text():
     assert not torch.allclose(model.section_logits(batch), model.section_logits(as_text))
 
 
-def test_more_text_readers_than_page_encoders_are_refused():
-    with pytest.raises(ValidationError, match="text_readers is 2, expected at most page_encoders: 1"):
-        make_model(text_readers=2)
+@pytest.mark.parametrize("name", ["text_readers", "own_text_readers"])
+def test_more_readers_than_page_encoders_are_refused(name):
+    with pytest.raises(ValidationError, match=f"{name} is 2, expected at most page_encoders: 1"):
+        make_model(**{name: 2})
 
 
 @torch.inference_mode()
 def test_what_a_section_says_by_itself_counts_beside_what_its_page_says():
-    model, page, order = make_model(own_text_width=32), make_page(10), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    model, page, order = make_model(own_text_readers=1), make_page(10), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     batch, backwards = collate_pages([page.without_hints()]), collate_pages([shuffled(page, order)])
     rows = model.encode_rows(batch.chunks)
 
-    logits, own = model.section_logits_of(0, rows, batch)
+    logits, own = model.section_logits_of(0, rows, [batch])
 
     assert own.std() > 0.1
-    torch.testing.assert_close(model.section_logits_of(0, rows, backwards)[1], own[order])
+    torch.testing.assert_close(model.section_logits_of(0, rows, [backwards])[1], own[:, order])
     model.page_encoders[0].own_text.head[1].bias.data += 3
-    torch.testing.assert_close(model.section_logits_of(0, rows, batch)[0], logits + 3)
+    torch.testing.assert_close(model.section_logits_of(0, rows, [batch])[0], logits + 3)
 
 
 @torch.inference_mode()
-def test_without_a_hidden_layer_a_section_says_nothing_by_itself(model):
-    batch = collate_pages([make_page(5)])
+def test_only_as_many_page_encoders_as_are_asked_for_read_own_texts():
+    model, batch = make_model(page_encoders=3, own_text_readers=2), collate_pages([make_page(5)])
+    rows = model.encode_rows(batch.chunks)
 
-    assert not model.section_logits_of(0, model.encode_rows(batch.chunks), batch)[1].any()
+    sections, own = model.each_section_logits(rows, [batch] * 6)
+
+    assert (sections.shape, own.shape) == ((6, 5, len(CLASSES)), (4, 5, len(CLASSES)))
+    assert model.section_logits_of(2, rows, [batch, batch])[1].shape == (0, 5, len(CLASSES))
 
 
 @pytest.mark.parametrize(("width", "is_linear"), [(0, True), (8, False)])
@@ -273,7 +278,7 @@ def test_topics_are_linear_in_the_vector_of_an_article_unless_there_is_a_hidden_
 
 
 def test_every_weight_is_trained_by_all_heads_together():
-    model = make_model(page_encoders=2, own_text_width=32, topic_width=8)
+    model = make_model(page_encoders=2, own_text_readers=1, topic_width=8)
     sections, _, topics = model([collate_pages([make_page(5)])] * 2, chunk([[1, 2, 3]]))
     (sections.sum() + topics.sum()).backward()
 

@@ -24,7 +24,7 @@ from train.arguments import load_experiment
 LONG = (  # warm-up; 12 steps, a checkpoint every second one and after each epoch; then two models for the other folds
     "fit.epochs=2 fit.patience=9 fit.tokens_per_batch=3_000 fit.checkpoint_steps=2 fit.warm_up_epochs=1 "
     "fit.consistency_weight=1 fit.out_of_fold_epochs=1 fit.folds_at_once=1 fit.network.dropout=0.1 "
-    "fit.network.own_text_width=32 fit.network.topic_width=16 fit.own_text_weight=0.5"
+    "fit.network.own_text_readers=1 fit.network.topic_width=16 fit.own_text_weight=0.5"
 ).split()
 SHORT = "fit.epochs=1 fit.tokens_per_batch=3_000 fit.checkpoint_steps=1".split()
 FITTED = Path("models/tiny/fit")

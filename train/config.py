@@ -159,7 +159,7 @@ class TransformerFit(Part):
     """Weight, beside the section loss, of how far what is said of a section differs between readings of its page with
     other hints left out (R-Drop, arXiv:2106.14448). Above 0 each page encoder reads each page twice."""
     own_text_weight: float = Field(default=0.0, ge=0)
-    """Weight, beside the section loss, of what is lost on the sections' own text; needs `network.own_text_width`."""
+    """Weight, beside the section loss, of what is lost on the sections' own text; needs `network.own_text_readers`."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     topic_weight: float = Field(default=1.0, ge=0)
@@ -192,9 +192,9 @@ class TransformerFit(Part):
 
     @model_validator(mode="after")
     def _reads_own_text_to_learn_from(self) -> "TransformerFit":
-        if self.own_text_weight and not self.network.own_text_width:
+        if self.own_text_weight and not self.network.own_text_readers:
             raise ValueError(
-                f"own_text_weight is {self.own_text_weight}, network.own_text_width is 0: set it to 256, say, or the "
+                f"own_text_weight is {self.own_text_weight}, network.own_text_readers is 0: set it to 1, say, or the "
                 "weight to 0"
             )
         return self

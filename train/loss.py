@@ -37,7 +37,7 @@ def loss_of(
 
     Args:
         sections: logits (V, S, C) of V readings; each learns by its own loss.
-        own_text: logits (V, S, C) of the sections' own text.
+        own_text: logits (V', S, C) of the sections' own text, of the readings that have them.
         topics: logits (A, T).
         classes: (S,).
         holds: (A, T), 1 where a topic holds.

@@ -64,11 +64,8 @@ def warm_up(
         targets = np.stack([[packs.articles[i].holds, packs.articles[i].decided] for i in read]) if read else None
         marks = torch.zeros(0, 2, packs.num_topics) if targets is None else torch.from_numpy(targets)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            each = [model.section_logits_of(reader, rows, move_batch(view, device)) for view in views]
-            sections, own_text = (torch.stack(logits) for logits in zip(*each, strict=True))
             return loss_of(
-                sections,
-                own_text,
+                *model.section_logits_of(reader, rows, [move_batch(view, device) for view in views]),
                 model.topic_head(articles[read].to(device)).float(),
                 torch.from_numpy(classes).to(device),
                 marks[:, 0].to(device),
