@@ -34,13 +34,13 @@ class PageShape(BaseModel):
     page_encoders: PositiveInt = 1
     """How many read each page, their probabilities averaged."""
     text_readers: NonNegativeInt = 0
-    """How many of them read every page as if it had come as plain text: tags and class names mislead on sites that use
-    them in their own way. In training they see what the others see."""
+    """How many of them, the last, read every page as if it had come as plain text: tags and class names mislead on
+    sites that use them in their own way. In training they see what the others see."""
+    own_text_readers: NonNegativeInt = 0
+    """How many of them, the first, also judge each section by its own text alone, through a hidden layer, which counts
+    beside what the page says of it. It helps most where there are no tags; all of them would be too much alike."""
     hint_width: PositiveInt = 64
     """Width of the embeddings of hints."""
-    own_text_readers: NonNegativeInt = 0
-    """How many of them also judge each section by its own text alone, through a hidden layer, and let that count beside
-    what the page says of it. It helps most where there are no tags; all of them would be too much alike."""
     topic_width: NonNegativeInt = 0
     """Width of a hidden layer below the topic logits; 0: they are linear in the article's vector."""
     window_sections: PositiveInt = 1_024
@@ -157,6 +157,16 @@ class OwnText(nn.Module):
         self.hidden = _two_layers(width, config.page_width, config.page_width, dropout=config.dropout)
         self.head = nn.Sequential(nn.LayerNorm(config.page_width), nn.Linear(config.page_width, len(CLASSES)))
 
+    def forward(self, vectors: torch.Tensor, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (S, page_width) with the hidden layer added, and logits (S, C).
+
+        Args:
+            vectors: of sections, (S, D).
+            projected: the same, (S, page_width).
+        """
+        x = projected + self.hidden(vectors)
+        return x, self.head(x)
+
 
 class PageEncoder(nn.Module):
     """Reads the section vectors of a whole page in order, with their layout."""
@@ -180,11 +190,9 @@ class PageEncoder(nn.Module):
         """Return (S, page_width) and, if it reads them, logits (S, C) of own texts, from section vectors (S, D)."""
         hints = self.hint_embedding(batch.hint_ids, batch.hint_offsets)
         vectors = self.vector_dropout(sections)
-        x = self.section_projection(vectors)
-        own_logits = None
+        x, own_logits = self.section_projection(vectors), None
         if self.own_text:
-            x = x + self.own_text.hidden(vectors)
-            own_logits = self.own_text.head(x)
+            x, own_logits = self.own_text(vectors, x)
         x = x + self.feature_projection(batch.features)
         x += self.hint_projection(hints)
         return self._read(x, batch.page_lengths), own_logits
