@@ -1,6 +1,7 @@
 """Packs hold every row once an epoch, in an order that seed and epoch alone decide."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from train.packs import (
     TrainingArticle,
     TrainingPage,
     choose_hints,
+    cleaned_copies,
     encode_rows,
     gold_article,
     load_rows,
@@ -373,3 +375,37 @@ def test_hints_are_what_enough_sites_use():
 
     assert choose_hints(rows, min_sites=3) == ["0:p", "1:body", "own:lead"]
     assert set(choose_hints(rows, min_sites=1)) >= {"0:div", "own:box"}
+
+
+def test_cleaned_copies_hold_what_matters_as_text_and_at_times_only_its_beginning(encoder):
+    row = page_row(
+        content="".join(f"<p>{word}</p>" for word in ["Menu"] * 40 + ["Talks"] + ["The minister."] * 20 + ["Offer"]),
+        classes=[BOILERPLATE] * 40 + [CLASSES.index("headline")] + [BODY] * 20 + [CLASSES.index("paywall")],
+    )
+    copies = list(cleaned_copies([row] * 400, encoder=encoder, random=np.random.default_rng(0)))
+
+    assert all(page.cleaned and page.encoded.hint_ids.size == 0 and page.id == "p" for page in copies)
+    assert all(len(page.classes) == len(page.encoded) for page in copies)
+    assert np.mean([(page.classes != BOILERPLATE).all() for page in copies]) == pytest.approx(0.6, abs=0.1)
+    assert max((page.classes == BOILERPLATE).sum() for page in copies) <= 10
+    whole = [page for page in copies if page.classes[-1] == CLASSES.index("paywall")]
+    assert len(whole) / 400 == pytest.approx(0.5, abs=0.07)
+    assert {len(page.classes) for page in copies if len(page.classes) < 13} == set(range(1, 13))
+
+
+def test_a_page_without_an_article_has_no_cleaned_copy(encoder):
+    menu = page_row(classes=[BOILERPLATE] * 4)
+
+    assert list(cleaned_copies([menu] * 20, encoder=encoder, random=np.random.default_rng(0))) == []
+
+
+def test_of_cleaned_copies_about_the_share_asked_for_is_drawn_in_each_epoch():
+    pages = [replace(make_page(i), cleaned=i >= 100) for i in range(400)]
+    packs = make_packs(pages=pages, articles=[], cleaned_share=0.2, tokens_per_batch=100)
+
+    drawn = [set(itertools.chain(*map(pages_of, epoch_of(packs, epoch)))) for epoch in range(2)]
+    assert packs.num_packs == 13  # of 160 pages
+    for shown in drawn:
+        assert shown >= set(range(100))
+        assert len(shown) == pytest.approx(160, abs=25)
+    assert drawn[0] != drawn[1]

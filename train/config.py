@@ -162,6 +162,9 @@ class TransformerFit(Part):
     """Weight, beside the section loss, of what is lost on the sections' own text; needs `network.own_text_readers`."""
     page_share: dict[str, float] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
+    cleaned_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of these pages that an epoch also shows as texts which somebody else has cleaned: with little boilerplate
+    or none, some of them a beginning only."""
     topic_weight: float = Field(default=1.0, ge=0)
     """Weight of the topic loss beside the section loss."""
     hint_dropout: float = Field(default=0.3, ge=0, le=1)

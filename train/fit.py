@@ -30,7 +30,7 @@ from train import baseline, checkpoints, tracking
 from train.arguments import experiment_of, stage_parser
 from train.config import BaselineFit, Experiment, TransformerFit
 from train.fitting import Fitting, Rows, trained_tensors
-from train.packs import choose_hints, encode_rows, load_rows
+from train.packs import choose_hints, cleaned_copies, encode_rows, load_rows
 from train.processes import join, leave
 from train.sources.articles import read_topics
 
@@ -108,6 +108,9 @@ def _fit_transformer(
             raise ValueError(
                 f"{experiment.prepared} has no {name} pages, expected some of each split: give pages of more sites"
             )
+    if settings.cleaned_share:
+        random = np.random.default_rng(settings.seed)
+        train.pages.extend(cleaned_copies(pages["train"], encoder=encoder, random=random))
     fitting = Fitting(settings, folder, topics, num_hints=len(hints))
     working = experiment.fitted / CHECKPOINTS
     told = [tracking.trainer_callback(run), *callbacks]

@@ -59,9 +59,10 @@ class Rows:
         return np.array(marks, dtype=np.float32).reshape(-1, num_topics)
 
     def inside(self, folds: frozenset[int]) -> "Rows":
-        """Return the rows of these folds."""
+        """Return the rows of these folds, without cleaned copies."""
         return Rows(
-            [row for row in self.pages if row.fold in folds], [row for row in self.articles if row.fold in folds]
+            [row for row in self.pages if row.fold in folds and not row.cleaned],
+            [row for row in self.articles if row.fold in folds],
         )
 
     def outside(self, folds: frozenset[int]) -> "Rows":

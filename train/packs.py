@@ -20,7 +20,7 @@ from copydesk.labels import CLASSES, TopicList
 from copydesk.split import RawPage, split
 from train.config import TransformerFit
 
-_HEADLINE, _BODY = CLASSES.index("headline"), CLASSES.index("body")
+_HEADLINE, _BODY, _BOILERPLATE = map(CLASSES.index, ("headline", "body", "boilerplate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class TrainingPage:
     encoded: EncodedPage
     classes: np.ndarray
     """(sections,) of int64."""
+    cleaned: bool = False
+    """It is a copy, as somebody else may have cleaned the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,34 @@ def encode_rows(
     ]
 
 
+def cleaned_copies(
+    pages: Iterable[dict[str, Any]], *, encoder: TextEncoder, random: np.random.Generator
+) -> Iterator[TrainingPage]:
+    """Yield copies of prepared pages as texts that somebody else has cleaned, well or not so well.
+
+    Half of them have no boilerplate, the others a little of it; half of them, again, are nothing but a beginning. Pages
+    without an article have none.
+    """
+    for row in pages:
+        texts, classes = resplit(row).texts(), np.array(row["classes"], dtype=np.int64)
+        left = random.choice([0, 0.1 * random.random()])
+        kept = np.flatnonzero((classes != _BOILERPLATE) | (random.random(len(classes)) < left))
+        if random.random() < 0.5:
+            kept = kept[: random.integers(1, 13)]
+        if not np.isin(classes[kept], (_HEADLINE, _BODY)).any():
+            continue
+        text = "\n\n".join(" ".join(texts[i].split()) for i in kept)
+        yield TrainingPage(
+            row["id"],
+            row["source"],
+            row["site"],
+            row["fold"],
+            encoder.encode_page(split(text, kind="text")),
+            classes[kept],
+            cleaned=True,
+        )
+
+
 def _mark(ids: Iterable[str], topics: TopicList) -> np.ndarray:
     marked = np.zeros(len(topics), dtype=np.float32)
     marked[[topics.index[topic] for topic in ids]] = 1
@@ -238,7 +268,7 @@ class Packs(torch.utils.data.Dataset[Pack]):
         )
 
     def _share(self, page: TrainingPage) -> float:
-        return self.settings.page_share.get(page.source, 1.0)
+        return self.settings.page_share.get(page.source, 1.0) * (self.settings.cleaned_share if page.cleaned else 1.0)
 
     def _arrange(self, epoch: int, reader: int) -> tuple[list[list[int]], list[list[int]]]:
         random = np.random.default_rng([self.settings.seed, epoch, reader])
