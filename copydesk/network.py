@@ -100,7 +100,8 @@ class PageLayer(nn.Module):
     ) -> torch.Tensor:
         """Read windows of sections, one after the other in (sections, width), each by itself; return the same shape."""
         sections, width = x.shape
-        heads = self.query_key_value(self.attention_norm(x)).view(sections, 3 * self.num_heads, 64)
+        dtype = self.feed_up.weight.dtype
+        heads = self.query_key_value(self.attention_norm(x).to(dtype)).view(sections, 3 * self.num_heads, 64)
         query_key, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)
         heads = torch.cat((_rotate(query_key, rotary), value), dim=1).transpose(0, 1)
         attended = [
@@ -108,7 +109,12 @@ class PageLayer(nn.Module):
             for window in heads.split(list(lengths), dim=1)
         ]
         x = x + self.dropout(self.attention_output(torch.cat(attended, dim=1).transpose(0, 1).reshape(sections, width)))
-        return x + self.dropout(self.feed_down(functional.gelu(self.feed_up(self.feed_norm(x)))))
+        return x + self.dropout(self.feed_down(functional.gelu(self.feed_up(self.feed_norm(x).to(dtype)))))
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        """Compute projections and attention in another precision; sums and norms stay in the one of the input."""
+        for linear in (self.query_key_value, self.attention_output, self.feed_up, self.feed_down):
+            linear.to(dtype)
 
 
 def _rotary(lengths: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,6 +250,13 @@ class CopydeskModel(nn.Module):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.parameters()).device
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        """Compute in another precision what costs most: the text encoder, projections and attention of page layers."""
+        self.encoder.to(dtype)
+        for module in self.modules():
+            if isinstance(module, PageLayer):
+                module.multiply_in(dtype)
 
     def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """Return mean-pooled vectors (rows of all chunks, D) in float32."""

@@ -152,7 +152,8 @@ class Predictor:
         Args:
             saved: the model, which is the predictor's from now on.
             device: `auto` takes CUDA where there is one.
-            precision: of the text encoder; `auto` takes the fastest that the device multiplies natively.
+            precision: of the text encoder; `auto` takes the fastest that the device multiplies natively. Page layers
+                have float32 only beside it, or where there is no bfloat16.
             limits: what a page may cost.
             max_batch_tokens: budget of one batch; a page above it makes a batch of its own.
             max_batch_sections: likewise.
@@ -174,7 +175,7 @@ class Predictor:
             int8.quantize(self.model.encoder, ranges)
         self.model.to(self.device)
         if self.precision == "bfloat16" or (self.precision == "int8" and native_bfloat16(self.device)):
-            self.model.encoder.to(torch.bfloat16)  # the rest costs little and stays exact
+            self.model.multiply_in(torch.bfloat16)  # the rest costs little and stays exact
         self.thresholds = saved.thresholds
         self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
         self._pad_id = self.model.encoder.config.pad_token_id or 0

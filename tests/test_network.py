@@ -285,6 +285,26 @@ def test_every_weight_is_trained_by_all_heads_together():
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
+def test_multiplied_in_bfloat16_pages_get_nearly_the_same_logits_and_sums_stay_float32():
+    model = make_model(page_encoders=2, own_text_readers=1).eval()
+    pages = [make_page(30), make_page(7, seed=1)]
+    exact = torch.cat(logits_of(model, *pages)).exp()
+    model.multiply_in(torch.bfloat16)
+    norms: list[torch.dtype] = []
+    for page_encoder in model.page_encoders:
+        for module in page_encoder.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.register_forward_pre_hook(lambda _, inputs: norms.append(inputs[0].dtype))
+    rounded = torch.cat(logits_of(model, *pages)).exp()
+
+    assert not torch.equal(rounded, exact)
+    assert torch.allclose(rounded, exact, atol=0.02)
+    assert set(norms) == {torch.float32}
+    assert {layer.feed_up.weight.dtype for page_encoder in model.page_encoders for layer in page_encoder.layers} == {
+        torch.bfloat16
+    }
+
+
 def test_encoders_of_other_families_are_those_of_transformers_less_the_pooler():
     model = make_model(encoder=RobertaConfig(**SIZES))
 
