@@ -280,8 +280,3 @@ def test_a_headline_is_found_and_the_article_filed(desk: Predictor):
     assert page.headline == HEADLINE
     assert page.body.split("\n\n") == list(BODY)
     assert "international relations" in [topic.name for topic in page.topics]
-
-
-def test_the_headline_of_a_text_that_somebody_else_has_cleaned_is_found(desk: Predictor):
-    assert desk.predict_one("\n\n".join((HEADLINE, *BODY))).headline == HEADLINE
-    assert desk.predict_one("\n\n".join(COUNCIL)).headline == COUNCIL[0]
