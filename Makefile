@@ -31,6 +31,7 @@ check: setup  ## lint, format, types
 
 ui: setup  ## open the MLflow UI on the runs made here and those kept in git
 	python -m train.tracking import
+	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port 5000
 
 pages: setup  ## fetch the annotated pages, 41 MB
