@@ -153,7 +153,7 @@ class Predictor:
             saved: the model, which is the predictor's from now on.
             device: `auto` takes CUDA where there is one.
             precision: of the text encoder; `auto` takes the fastest that the device multiplies natively. Page layers
-                have float32 only beside it, or where there is no bfloat16.
+                compute in bfloat16 unless it is float32, or the device has none.
             limits: what a page may cost.
             max_batch_tokens: budget of one batch; a page above it makes a batch of its own.
             max_batch_sections: likewise.
