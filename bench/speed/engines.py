@@ -132,6 +132,6 @@ def _predictor(model: str, start: Callable[[Path], Run]) -> Predictor:
     with tempfile.TemporaryDirectory() as folder:
         export(saved.model.encoder, Path(folder) / "encoder.onnx")
         run = start(Path(folder) / "encoder.onnx")
-    desk = Predictor(saved, device="cpu", precision="float32")
+    desk = Predictor(saved, device="cpu")  # whose page layers compute as ours do
     desk.model.encoder = Engine(run)
     return desk
