@@ -11,7 +11,7 @@ from copydesk.predictor import Document
 from train.arguments import experiment_from_arguments
 from train.evaluate import load_predictor, score_pages
 from train.metrics import body_f1, bootstrap
-from train.packs import load_rows, resplit
+from train.rows import load_rows, resplit
 from train.sources.articles import read_topics
 
 

@@ -20,9 +20,9 @@ from train.config import Experiment
 from train.fit import fit
 from train.fitting import Fitting
 from train.metrics import label_confusion, labels_of, macro_f1
-from train.packs import load_rows, resplit
 from train.prepare import prepare
 from train.release import release
+from train.rows import load_rows, resplit
 from train.sources.articles import read_topics
 
 pytestmark = pytest.mark.usefixtures("workplace")

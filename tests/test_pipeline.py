@@ -23,10 +23,10 @@ from train.baseline import BaselinePredictor
 from train.config import Experiment
 from train.evaluate import evaluate, load_predictor
 from train.fit import fit
-from train.packs import load_rows
 from train.prepare import prepare
 from train.publish import RELEASED, publish
 from train.release import release
+from train.rows import load_rows
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "data/sample/pages/harwickcourier/hospice-finance-chief-jailed.html").read_text("utf-8")

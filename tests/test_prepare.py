@@ -11,7 +11,6 @@ import pytest
 from copydesk.labels import CLASSES
 from copydesk.split import split
 from train.config import Experiment, Prepare
-from train.packs import load_rows
 from train.prepare import (
     ALWAYS_TRAIN,
     ARTICLE_FEATURES,
@@ -24,6 +23,7 @@ from train.prepare import (
     find_leaks,
     prepare,
 )
+from train.rows import load_rows
 from train.sources.articles import LabelledArticle
 from train.sources.pages import AnnotatedPage, Annotation
 

@@ -17,8 +17,8 @@ from train import evaluate as evaluate_stage
 from train import promote
 from train.arguments import load_experiment
 from train.fit import fit
-from train.packs import load_rows, resplit
 from train.release import release
+from train.rows import load_rows, resplit
 from train.scores import summarise
 from train.sources.articles import read_topics
 from train.store import connect, read_artifact, registered

@@ -27,7 +27,7 @@ from copydesk.predictor import Document
 from copydesk.split import RawPage, split
 from train.config import BaselineFit, Experiment
 from train.metrics import label_confusion, labels_of, macro_f1
-from train.packs import gold_article, load_rows, resplit
+from train.rows import gold_article, load_rows, resplit
 from train.sources.articles import read_topics
 
 log = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from train.card import scored_card
 from train.config import BaselineFit, Experiment
 from train.counts import page_table
 from train.metrics import body_f1, labels_of, topic_counts, topic_f1
-from train.packs import load_rows, resplit
 from train.report import render_report
+from train.rows import load_rows, resplit
 from train.scores import (
     LABELS,
     ScoredPage,

@@ -24,8 +24,9 @@ from train import checkpoints
 from train.config import TransformerFit
 from train.loss import LossWeights
 from train.metrics import label_confusion, labels_of, macro_f1, precision_recall_f1, topic_counts, topic_f1
-from train.packs import Packs, TrainingArticle, TrainingPage, batches_of
+from train.packs import Packs, batches_of
 from train.processes import join
+from train.rows import TrainingArticle, TrainingPage
 from train.trainer import CheckpointCallback, CopydeskTrainer, only_item
 from train.warm_up import warm_up
 

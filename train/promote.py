@@ -28,7 +28,7 @@ from train.config import Experiment
 from train.counts import Counts, page_table
 from train.evaluate import score_pages
 from train.gate import NAMES, Cost, Difference, Verdict, compare, judge
-from train.packs import load_rows, resplit
+from train.rows import load_rows, resplit
 from train.sources.articles import read_topics
 from train.store import Store, StoreError, Version, connect, read_artifact, registered, write_metrics
 

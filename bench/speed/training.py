@@ -35,7 +35,8 @@ from copydesk.predictor import tune_malloc
 from copydesk.saved import SavedModel, load_saved
 from train.config import TransformerFit
 from train.fitting import Fitting, Rows
-from train.packs import Packs, TrainingArticle, TrainingPage
+from train.packs import Packs
+from train.rows import TrainingArticle, TrainingPage
 
 What = Literal["sections", "articles"]
 TOKENS_PER_STEP = 4_000
