@@ -104,32 +104,11 @@ def test_cleaned_copies_hold_what_matters_as_text_and_at_times_only_its_beginnin
 
     assert all(page.cleaned and page.encoded.hint_ids.size == 0 and page.id == "p" for page in copies)
     assert all(len(page.classes) == len(page.encoded) for page in copies)
-    assert np.mean([(page.classes != BOILERPLATE).all() for page in copies]) == pytest.approx(0.87, abs=0.05)
+    assert np.mean([(page.classes != BOILERPLATE).all() for page in copies]) == pytest.approx(0.6, abs=0.1)
+    assert max((page.classes == BOILERPLATE).sum() for page in copies) <= 10
     whole = [page for page in copies if page.classes[-1] == CLASSES.index("paywall")]
     assert len(whole) / 400 == pytest.approx(0.5, abs=0.07)
     assert {len(page.classes) for page in copies if len(page.classes) < 13} == set(range(1, 13))
-
-
-def test_boilerplate_that_is_left_in_a_cleaned_copy_stands_together_as_on_its_page(encoder):
-    comments = ["so " * length for length in range(1, 31)]
-    row = page_row(
-        content="".join(f"<p>{word}</p>" for word in ["The minister.", *comments, "The match."]),
-        classes=[BODY, *[BOILERPLATE] * 30, BODY],
-    )
-    copies = list(cleaned_copies([row] * 800, encoder=encoder, random=np.random.default_rng(0)))
-    shown = [page.encoded.tokens for page in copies if (page.classes == BOILERPLATE).any()]
-    in_order = encoder.encode_page(split("\n\n".join(comments), kind="text")).tokens
-
-    firsts, lengths = set(), set()
-    for tokens in shown:
-        left = [ids for ids in tokens if ids in in_order]
-        first = in_order.index(left[0])
-        assert left == in_order[first : first + len(left)]
-        firsts.add(first)
-        lengths.add(len(left))
-    assert lengths == set(range(1, 13))
-    assert min(firsts) == 0
-    assert max(firsts) > 20
 
 
 def test_a_page_without_an_article_has_no_cleaned_copy(encoder):
