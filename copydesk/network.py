@@ -20,6 +20,9 @@ from copydesk.labels import CLASSES
 
 MAX_GROUP_SECTIONS = 2_048
 """Sections that the layers of a page encoder hold at once; more where a window is longer."""
+_ROW_STEP = 128
+"""oneDNN, which multiplies bfloat16, keeps what it makes for a number of rows until the process ends, .3 MB a product:
+so their numbers are multiples of this."""
 
 
 class PageShape(BaseModel):
@@ -191,6 +194,7 @@ class PageEncoder(nn.Module):
             PageLayer(config.page_width, dropout=config.dropout) for _ in range(config.page_layers)
         )
         self.norm = nn.LayerNorm(config.page_width)
+        self._row_step = 1
 
     def forward(self, sections: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return (S, page_width) and, if it reads them, logits (S, C) of own texts, from section vectors (S, D)."""
@@ -202,6 +206,13 @@ class PageEncoder(nn.Module):
         x = x + self.feature_projection(batch.features)
         x += self.hint_projection(hints)
         return self._read(x, batch.page_lengths), own_logits
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        """Compute the projections and the attention of its layers in another precision."""
+        self._row_step = 1 if dtype == torch.float32 else _ROW_STEP
+        for module in self.layers:
+            if isinstance(module, PageLayer):
+                module.multiply_in(dtype)
 
     def _read(self, x: torch.Tensor, page_lengths: Sequence[int]) -> torch.Tensor:
         windows, page_start = [], 0
@@ -215,12 +226,14 @@ class PageEncoder(nn.Module):
             while windows and windows[0][1] - group[0][0] <= MAX_GROUP_SECTIONS:
                 group.append(windows.pop(0))
             lengths = [stop - start for start, stop, _ in group]
+            filler = -sum(lengths) % self._row_step
+            read = torch.cat([*(x[start:stop] for start, stop, _ in group), x.new_zeros(filler, x.shape[1])])
+            lengths += [filler] if filler else []
             rotary = _rotary(lengths, x.device)
-            read = torch.cat([x[start:stop] for start, stop, _ in group])
             for layer in self.layers:
                 read = layer(read, rotary, lengths)
             read = self.norm(read)
-            kept += [window[keep] for window, (_, _, keep) in zip(read.split(lengths), group, strict=True)]
+            kept += [window[keep] for window, (_, _, keep) in zip(read.split(lengths), group, strict=False)]
         return torch.cat(kept)
 
 
@@ -255,7 +268,7 @@ class CopydeskModel(nn.Module):
         """Compute in another precision what costs most: the text encoder, projections and attention of page layers."""
         self.encoder.to(dtype)
         for module in self.modules():
-            if isinstance(module, PageLayer):
+            if isinstance(module, PageEncoder):
                 module.multiply_in(dtype)
 
     def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
