@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from torch.nn import functional
 
+_ROW_STEP = 64
+
 
 class BertSettings(BaseModel):
     """What of transformers' `BertConfig` matters here, with its defaults."""
@@ -47,6 +49,19 @@ class Hidden(NamedTuple):
     last_hidden_state: torch.Tensor
 
 
+def _project(linear: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return (rows, tokens, out) of (rows, tokens, in).
+
+    oneDNN, which multiplies bfloat16, keeps what it makes for a number of rows until the process ends: so their numbers
+    are multiples of `_ROW_STEP`.
+    """
+    if linear.weight.dtype == torch.float32 or x.device.type != "cpu":
+        return linear(x)
+    rows, tokens, _ = x.shape
+    filled = functional.pad(x.flatten(0, 1), (0, 0, 0, -rows * tokens % _ROW_STEP))
+    return linear(filled)[: rows * tokens].unflatten(0, (rows, tokens))
+
+
 class Output(nn.Module):
     """Projects back to the encoder's width, adds what it was before, and normalises."""
 
@@ -57,7 +72,7 @@ class Output(nn.Module):
 
     def forward(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Return (rows, tokens, width)."""
-        return self.LayerNorm(self.dense(x) + before)
+        return self.LayerNorm(_project(self.dense, x) + before)
 
 
 class Attention(nn.Module):
@@ -73,7 +88,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Read (rows, tokens, width) under a mask that broadcasts to (rows, heads, tokens, tokens)."""
         query, key, value = (
-            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project in self.self.values()
+            _project(linear, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear in self.self.values()
         )
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.output(attended.transpose(1, 2).flatten(2), x)
@@ -91,7 +106,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Read (rows, tokens, width) under a mask that broadcasts to (rows, heads, tokens, tokens)."""
         x = self.attention(x, mask)
-        return self.output(functional.gelu(self.intermediate["dense"](x)), x)
+        return self.output(functional.gelu(_project(self.intermediate["dense"], x)), x)
 
 
 class Embeddings(nn.Module):

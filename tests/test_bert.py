@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -49,6 +51,21 @@ def test_hidden_states_and_gradients_are_those_of_transformers(pair, padded):
     assert weights[0].keys() == weights[1].keys()
     for name, gradient in weights[0].items():
         torch.testing.assert_close(gradient, weights[1][name], rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_is_multiplied_in_few_numbers_of_rows_whatever_the_texts(pair):
+    ours, theirs = (copy.deepcopy(model).to(torch.bfloat16) for model in pair)
+    rows: set[int] = set()
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: rows.add(len(inputs[0])))
+
+    for shape in ((1, 1), (5, 13), (8, 8), (9, 15)):
+        ids = torch.randint(1, 40, shape, generator=torch.Generator().manual_seed(0))
+        found, expected = (model(input_ids=ids).last_hidden_state for model in (ours, theirs))
+        assert found.shape == (*shape, 32)
+        assert torch.allclose(found.float(), expected.float(), atol=0.1)
+    assert rows == {64, 128, 192}
 
 
 def test_settings_left_out_are_what_transformers_takes_them_for():
