@@ -227,13 +227,13 @@ class PageEncoder(nn.Module):
                 group.append(windows.pop(0))
             lengths = [stop - start for start, stop, _ in group]
             filler = -sum(lengths) % self._row_step
+            held = [*lengths, filler] if filler else lengths  # what fills up is a window of its own
+            rotary = _rotary(held, x.device)
             read = torch.cat([*(x[start:stop] for start, stop, _ in group), x.new_zeros(filler, x.shape[1])])
-            lengths += [filler] if filler else []
-            rotary = _rotary(lengths, x.device)
             for layer in self.layers:
-                read = layer(read, rotary, lengths)
-            read = self.norm(read)
-            kept += [window[keep] for window, (_, _, keep) in zip(read.split(lengths), group, strict=False)]
+                read = layer(read, rotary, held)
+            read = self.norm(read[: sum(lengths)])
+            kept += [window[keep] for window, (_, _, keep) in zip(read.split(lengths), group, strict=True)]
         return torch.cat(kept)
 
 
