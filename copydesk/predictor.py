@@ -4,6 +4,7 @@ Knows devices, precision and batches; knows nothing of files but the model folde
 """
 
 import ctypes
+import gc
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ def load(
         ValueError: the device or the precision is not to be had.
     """
     tune_malloc()
-    return Predictor(load_saved(path), device=device, precision=precision, limits=limits)
+    predictor = Predictor(load_saved(path), device=device, precision=precision, limits=limits)
+    spare_collector()
+    return predictor
 
 
 def choose_device(device: Device) -> torch.device:
@@ -127,6 +130,13 @@ def tune_malloc() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**30)
     mallopt(top_pad, 64 * 2**20)
+
+
+def spare_collector() -> None:
+    """Let the garbage collector pass over what is there by now: it would walk all modules for each few dozen pages."""
+    gc.unfreeze()  # of a model that was loaded before
+    gc.collect()
+    gc.freeze()
 
 
 class Predictor:

@@ -1,5 +1,7 @@
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +93,19 @@ def test_two_loads_give_the_same_answer(tiny_model, predictor):
     other = copydesk.load(str(tiny_model), device="cpu", precision="float32")
 
     assert other.predict_one(HTML) == predictor.predict_one(HTML)
+
+
+def test_the_collector_passes_over_a_loaded_model_until_another_one_is_loaded(tiny_model):
+    gc.unfreeze()
+    predictor = copydesk.load(tiny_model)
+    predictor.itself = predictor  # a cycle, which only the collector can free
+    gone = weakref.ref(predictor)
+
+    assert gc.get_freeze_count() > 0
+    del predictor
+    copydesk.load(tiny_model)
+
+    assert gone() is None
 
 
 @pytest.mark.skipif(not int8.is_native(), reason="the processor multiplies no 8-bit integers")
