@@ -29,9 +29,9 @@ from copydesk.predictor import choose_device, tune_malloc
 from train import baseline, checkpoints, tracking
 from train.arguments import experiment_of, stage_parser
 from train.config import BaselineFit, Experiment, TransformerFit
-from train.fitting import Fitting, Rows, trained_tensors
+from train.fitting import Fitting, trained_tensors
 from train.processes import join, leave
-from train.rows import choose_hints, cleaned_copies, encode_rows, load_rows
+from train.rows import Rows, choose_hints, cleaned_copies, encode_rows, load_rows
 from train.sources.articles import read_topics
 
 log = logging.getLogger(__name__)

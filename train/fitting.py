@@ -5,7 +5,6 @@ Knows settings, rows and what is optimised; knows nothing of stages or of single
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from train.loss import LossWeights
 from train.metrics import label_confusion, labels_of, macro_f1, precision_recall_f1, topic_counts, topic_f1
 from train.packs import Packs, batches_of
 from train.processes import join
-from train.rows import TrainingArticle, TrainingPage
+from train.rows import Rows
 from train.trainer import CheckpointCallback, CopydeskTrainer, only_item
 from train.warm_up import warm_up
 
@@ -45,33 +44,6 @@ _DROPOUTS = (
     "mlp_dropout",
 )
 """As configs of text encoders name them; any of them leaves the fast attention of the CPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Encoded rows of one side of a split."""
-
-    pages: list[TrainingPage]
-    articles: list[TrainingArticle]
-
-    def marks(self, name: str, *, num_topics: int) -> np.ndarray:
-        """Return (articles, topics): `holds` or `decided`."""
-        marks = [getattr(article, name) for article in self.articles]
-        return np.array(marks, dtype=np.float32).reshape(-1, num_topics)
-
-    def inside(self, folds: frozenset[int]) -> "Rows":
-        """Return the rows of these folds, without cleaned copies."""
-        return Rows(
-            [row for row in self.pages if row.fold in folds and not row.cleaned],
-            [row for row in self.articles if row.fold in folds],
-        )
-
-    def outside(self, folds: frozenset[int]) -> "Rows":
-        """Return the rows of no such fold."""
-        return Rows(
-            [row for row in self.pages if row.fold not in folds],
-            [row for row in self.articles if row.fold not in folds],
-        )
 
 
 class Fitting:

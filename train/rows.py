@@ -49,6 +49,33 @@ class TrainingArticle:
     """(topics,) of float32: 1 where it is known whether it holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Encoded rows of one side of a split."""
+
+    pages: list[TrainingPage]
+    articles: list[TrainingArticle]
+
+    def marks(self, name: str, *, num_topics: int) -> np.ndarray:
+        """Return (articles, topics): `holds` or `decided`."""
+        marks = [getattr(article, name) for article in self.articles]
+        return np.array(marks, dtype=np.float32).reshape(-1, num_topics)
+
+    def inside(self, folds: frozenset[int]) -> "Rows":
+        """Return the rows of these folds, without cleaned copies."""
+        return Rows(
+            [row for row in self.pages if row.fold in folds and not row.cleaned],
+            [row for row in self.articles if row.fold in folds],
+        )
+
+    def outside(self, folds: frozenset[int]) -> "Rows":
+        """Return the rows of no such fold."""
+        return Rows(
+            [row for row in self.pages if row.fold not in folds],
+            [row for row in self.articles if row.fold not in folds],
+        )
+
+
 def load_rows(prepared: Path, kind: str, split_name: str) -> datasets.Dataset:
     """Read the rows of a split.
 

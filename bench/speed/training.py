@@ -34,9 +34,9 @@ from copydesk.network import PageShape
 from copydesk.predictor import tune_malloc
 from copydesk.saved import SavedModel, load_saved
 from train.config import TransformerFit
-from train.fitting import Fitting, Rows
+from train.fitting import Fitting
 from train.packs import Packs
-from train.rows import TrainingArticle, TrainingPage
+from train.rows import Rows, TrainingArticle, TrainingPage
 
 What = Literal["sections", "articles"]
 TOKENS_PER_STEP = 4_000
