@@ -64,6 +64,9 @@ def load(
 ) -> "Predictor":
     """Load a model folder, ready to read pages.
 
+    Two things change for the whole process: freed memory is kept, and the garbage collector passes over all objects
+    that there are by then (`gc.freeze`).
+
     Raises:
         ModelError: the folder cannot be trusted or understood.
         EncoderError: it builds on a pretrained encoder that cannot be had.
@@ -71,7 +74,7 @@ def load(
     """
     tune_malloc()
     predictor = Predictor(load_saved(path), device=device, precision=precision, limits=limits)
-    spare_collector()
+    _spare_collector()
     return predictor
 
 
@@ -132,7 +135,7 @@ def tune_malloc() -> None:
     mallopt(top_pad, 64 * 2**20)
 
 
-def spare_collector() -> None:
+def _spare_collector() -> None:
     """Let the garbage collector pass over what is there by now: it would walk all modules for each few dozen pages."""
     gc.unfreeze()  # of a model that was loaded before
     gc.collect()
