@@ -75,6 +75,27 @@ class Output(nn.Module):
         return self.LayerNorm(_project(self.dense, x) + before)
 
 
+_MAX_PRODUCT_TOKENS = 256
+"""Longest rows that are trained without PyTorch's attention for processors: at 512 tokens it is as fast."""
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return softmax(query @ key / sqrt(width)) @ value, all (rows, heads, tokens, width), under a mask.
+
+    Where gradients are wanted of short rows, by plain products: the backward pass of PyTorch's attention for processors
+    takes four to nine times as long (bench/LOG.md).
+    """
+    trains = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
+    if not trains or query.shape[-2] > _MAX_PRODUCT_TOKENS:
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
 class Attention(nn.Module):
     """Self-attention of each row over its own tokens."""
 
@@ -90,7 +111,7 @@ class Attention(nn.Module):
         query, key, value = (
             _project(linear, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear in self.self.values()
         )
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value, mask)
         return self.output(attended.transpose(1, 2).flatten(2), x)
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from torch import nn
 from torch.nn import functional
 
-from copydesk.bert import Bert, BertSettings
+from copydesk.bert import Bert, BertSettings, attend
 from copydesk.encode import NUM_FEATURES, PageBatch
 from copydesk.labels import CLASSES
 
@@ -107,10 +107,7 @@ class PageLayer(nn.Module):
         heads = self.query_key_value(self.attention_norm(x).to(dtype)).view(sections, 3 * self.num_heads, 64)
         query_key, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)
         heads = torch.cat((_rotate(query_key, rotary), value), dim=1).transpose(0, 1)
-        attended = [
-            functional.scaled_dot_product_attention(*window[None].chunk(3, dim=1))[0]
-            for window in heads.split(list(lengths), dim=1)
-        ]
+        attended = [attend(*window[None].chunk(3, dim=1))[0] for window in heads.split(list(lengths), dim=1)]
         x = x + self.dropout(self.attention_output(torch.cat(attended, dim=1).transpose(0, 1).reshape(sections, width)))
         return x + self.dropout(self.feed_down(functional.gelu(self.feed_up(self.feed_norm(x).to(dtype)))))
 

@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import BertConfig, BertModel
 
-from copydesk.bert import Bert, BertSettings
+from copydesk.bert import Bert, BertSettings, attend
 
 CONFIG = BertConfig(
     vocab_size=40,
@@ -87,3 +88,25 @@ def test_settings_left_out_are_what_transformers_takes_them_for():
 )
 def test_what_bert_is_not_is_left_to_transformers(change):
     assert BertSettings.read(CONFIG.to_dict() | change) is None
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_that_of_pytorch_and_so_are_its_gradients(tokens, masked):
+    random = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 2, tokens, 8, generator=random) for _ in range(3)]
+    mask = (torch.arange(tokens) < torch.tensor([1, 5, 300])[:, None])[:, None, None] if masked else None
+    answers = []
+    for attention in (attend, functional.scaled_dot_product_attention):
+        learning = [tensor.clone().requires_grad_() for tensor in inputs]
+        answer = attention(*learning, mask)
+        answers.append([answer, *torch.autograd.grad(answer.square().sum(), learning)])
+
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_is_only_read_is_pytorchs_own():
+    inputs = torch.randn(3, 5, 2, 7, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = functional.scaled_dot_product_attention(*inputs)
+    with torch.inference_mode():
+        assert torch.equal(attend(*inputs), expected)
