@@ -75,8 +75,8 @@ class Output(nn.Module):
         return self.LayerNorm(_project(self.dense, x) + before)
 
 
-_MAX_PRODUCT_TOKENS = 256
-"""Longest rows that are trained without PyTorch's attention for processors: at 512 tokens it is as fast."""
+_MAX_PRODUCT_TOKENS = 128
+"""Longest rows that are trained without PyTorch's attention for processors: at 256 tokens it is as fast."""
 
 
 def attend(
@@ -84,11 +84,12 @@ def attend(
 ) -> torch.Tensor:
     """Return softmax(query @ key / sqrt(width)) @ value, all (rows, heads, tokens, width), under a mask.
 
-    Where gradients are wanted of short rows, by plain products: the backward pass of PyTorch's attention for processors
-    takes four to nine times as long (bench/LOG.md).
+    Where gradients are wanted of short rows in bfloat16, by plain products: PyTorch's attention for processors takes up
+    to nine times as long there (bench/LOG.md).
     """
-    trains = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
-    if not trains or query.shape[-2] > _MAX_PRODUCT_TOKENS:
+    trains = torch.is_grad_enabled() and query.requires_grad
+    in_bfloat16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if not trains or not in_bfloat16 or query.shape[-2] > _MAX_PRODUCT_TOKENS:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:

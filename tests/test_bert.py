@@ -90,19 +90,22 @@ def test_what_bert_is_not_is_left_to_transformers(change):
     assert BertSettings.read(CONFIG.to_dict() | change) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 7, 300])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_pytorch_and_so_are_its_gradients(tokens, masked):
+def test_attention_is_that_of_pytorch_and_so_are_its_gradients(dtype, tokens, masked):
     random = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(3, 2, tokens, 8, generator=random) for _ in range(3)]
+    inputs = [torch.randn(3, 2, tokens, 8, generator=random).to(dtype) for _ in range(3)]
     mask = (torch.arange(tokens) < torch.tensor([1, 5, 300])[:, None])[:, None, None] if masked else None
     answers = []
-    for attention in (attend, functional.scaled_dot_product_attention):
-        learning = [tensor.clone().requires_grad_() for tensor in inputs]
+    for attention, precision in ((attend, dtype), (functional.scaled_dot_product_attention, torch.float32)):
+        learning = [tensor.to(precision, copy=True).requires_grad_() for tensor in inputs]
         answer = attention(*learning, mask)
-        answers.append([answer, *torch.autograd.grad(answer.square().sum(), learning)])
+        gradients = torch.autograd.grad(answer.float().square().sum(), learning)
+        answers.append([tensor.float() for tensor in (answer, *gradients)])
 
-    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (2e-2, 3e-2)  # eight bits
+    torch.testing.assert_close(*answers, rtol=rtol, atol=atol)
 
 
 def test_attention_that_is_only_read_is_pytorchs_own():
