@@ -1,18 +1,22 @@
-"""The text encoders of the BERT family (arXiv:1810.04805): tensors in, hidden states out.
+"""The text encoders of the BERT family (arXiv:1810.04805): rows of tokens in, hidden states out.
 
 The same numbers as transformers' `BertModel` gives without dropout, from weights of the same names. It is ours because
 importing transformers' takes longer than all else that happens before a first page is read.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from torch.nn import functional
 
-_ROW_STEP = 64
+from copydesk.attention import PaddedAttention, attend_rows
+from copydesk.ragged import TokenRows
+
+_TOKEN_STEP = 64
 
 
 class BertSettings(BaseModel):
@@ -43,25 +47,6 @@ class BertSettings(BaseModel):
             return None
 
 
-class Hidden(NamedTuple):
-    """What an encoder returns, named as transformers' models name it."""
-
-    last_hidden_state: torch.Tensor
-
-
-def _project(linear: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return (rows, tokens, out) of (rows, tokens, in).
-
-    oneDNN, which multiplies bfloat16, keeps what it makes for a number of rows until the process ends: so their numbers
-    are multiples of `_ROW_STEP`.
-    """
-    if linear.weight.dtype == torch.float32 or x.device.type != "cpu":
-        return linear(x)
-    rows, tokens, _ = x.shape
-    filled = functional.pad(x.flatten(0, 1), (0, 0, 0, -rows * tokens % _ROW_STEP))
-    return linear(filled)[: rows * tokens].unflatten(0, (rows, tokens))
-
-
 class Output(nn.Module):
     """Projects back to the encoder's width, adds what it was before, and normalises."""
 
@@ -71,30 +56,12 @@ class Output(nn.Module):
         self.LayerNorm = nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)
 
     def forward(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """Return (rows, tokens, width)."""
-        return self.LayerNorm(_project(self.dense, x) + before)
+        """Return (tokens, width)."""
+        return self.LayerNorm(self.dense(x) + before)
 
 
-_MAX_PRODUCT_TOKENS = 256
-"""Longest rows that are trained without PyTorch's attention for processors: at 512 tokens it is as fast."""
-
-
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return softmax(query @ key / sqrt(width)) @ value, all (rows, heads, tokens, width), under a mask.
-
-    Where gradients are wanted of short rows in bfloat16, by plain products: PyTorch's attention for processors takes up
-    to nine times as long there (bench/LOG.md).
-    """
-    trains = torch.is_grad_enabled() and query.requires_grad
-    in_bfloat16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if not trains or not in_bfloat16 or query.shape[-2] > _MAX_PRODUCT_TOKENS:
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes and returns (tokens, heads, width of a head)."""
 
 
 class Attention(nn.Module):
@@ -107,13 +74,10 @@ class Attention(nn.Module):
         self.self = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
         self.output = Output(width, settings)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Read (rows, tokens, width) under a mask that broadcasts to (rows, heads, tokens, tokens)."""
-        query, key, value = (
-            _project(linear, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear in self.self.values()
-        )
-        attended = attend(query, key, value, mask)
-        return self.output(attended.transpose(1, 2).flatten(2), x)
+    def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Return (tokens, width) of the same."""
+        query, key, value = (linear(x).unflatten(-1, (self.num_heads, -1)) for linear in self.self.values())
+        return self.output(attend(query, key, value).flatten(1), x)
 
 
 class Layer(nn.Module):
@@ -125,10 +89,10 @@ class Layer(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(settings.hidden_size, settings.intermediate_size)})
         self.output = Output(settings.intermediate_size, settings)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Read (rows, tokens, width) under a mask that broadcasts to (rows, heads, tokens, tokens)."""
-        x = self.attention(x, mask)
-        return self.output(functional.gelu(_project(self.intermediate["dense"], x)), x)
+    def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Return (tokens, width) of the same."""
+        x = self.attention(x, attend)
+        return self.output(functional.gelu(self.intermediate["dense"](x)), x)
 
 
 class Embeddings(nn.Module):
@@ -142,14 +106,14 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(settings.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=settings.layer_norm_eps)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return (rows, tokens, width) for token ids (rows, tokens)."""
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        return self.LayerNorm(x + self.position_embeddings.weight[: input_ids.shape[1]])
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return (tokens, width) of (tokens,) each."""
+        x = self.word_embeddings(token_ids) + self.token_type_embeddings.weight[0]
+        return self.LayerNorm(x + self.position_embeddings(positions))
 
 
 class Bert(nn.Module):
-    """Embeddings and layers."""
+    """Embeddings and layers. Rows of tokens are read one after the other, without padding."""
 
     def __init__(self, settings: BertSettings) -> None:
         super().__init__()
@@ -158,10 +122,27 @@ class Bert(nn.Module):
         layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
         self.encoder = nn.ModuleDict({"layer": layers})
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Hidden:
-        """Return (rows, tokens, width) for token ids (rows, tokens); where the mask is 0 nothing is read."""
-        x = self.embeddings(input_ids)
-        mask = None if attention_mask is None else attention_mask[:, None, None].bool()
+    def num_fillers(self, num_tokens: int) -> int:
+        """Return how many tokens are read beside those of the rows.
+
+        oneDNN, which multiplies bfloat16 and integers, keeps what it makes for a number of tokens until the process
+        ends: so their numbers are multiples of `_TOKEN_STEP`.
+        """
+        weight = self.embeddings.LayerNorm.weight
+        return -num_tokens % _TOKEN_STEP if weight.dtype != torch.float32 and weight.device.type == "cpu" else 0
+
+    def forward(self, rows: TokenRows) -> torch.Tensor:
+        """Return (tokens, width) of the tokens of all rows; neighbours of equal length are read fastest."""
+        device = self.embeddings.LayerNorm.weight.device
+        num_tokens, lengths = len(rows.ids), rows.lengths.tolist()
+        filler = self.num_fillers(num_tokens)
+        ids, positions = (functional.pad(x, (0, filler)).to(device) for x in (rows.ids, rows.positions))
+        x = self.embeddings(ids, positions)
+        attend: Attend
+        if device.type == "cpu":
+            attend = partial(attend_rows, lengths=[*lengths, filler] if filler else lengths)  # a row of its own
+        else:
+            attend = PaddedAttention(rows.lengths, device)
         for layer in self.encoder["layer"].children():
-            x = layer(x, mask)
-        return Hidden(x)
+            x = layer(x, attend)
+        return x[:num_tokens]

@@ -1,12 +1,12 @@
 """Turn sections and articles into tokens and layout features. The one way text becomes tensors.
 
-Knows tokens, features and padding; knows nothing of weights, labels or files.
+Knows tokens and features; knows nothing of weights, labels or files.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from copydesk.hints import ATTRIBUTE_HINTS
+from copydesk.ragged import TokenRows
 from copydesk.split import RawPage
 
 TEXT_FEATURES = (
@@ -39,10 +40,6 @@ HTML_FEATURES = ("link_share", "is_heading", "is_html")
 BREAKS = [TEXT_FEATURES.index(name) for name in ("breaks_before", "breaks_after")]
 """Their places among the features."""
 NUM_FEATURES = len(TEXT_FEATURES) + len(HTML_FEATURES)
-
-MAX_PADDING = 0.04
-"""Share of padding above which a chunk of sections ends and another begins."""
-MAX_CHUNK_TOKENS = 8_192
 
 
 class Encoding(BaseModel):
@@ -235,12 +232,12 @@ def _breaks_between(page: RawPage) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class PageBatch:
-    """Pages packed for the network: no section is encoded twice, hardly a token is padding."""
+    """Pages packed for the network: no section is encoded twice."""
 
-    chunks: list[tuple[torch.Tensor, torch.Tensor | None]]
-    """Token ids (rows, tokens) and attention mask, None where nothing is padded; rows of about equal length."""
+    rows: TokenRows
+    """Tokens of distinct sections."""
     row_of_section: torch.Tensor
-    """(sections,): the row over all chunks, in their order, that holds each section's text."""
+    """(sections,): the row that holds each section's text."""
     features: torch.Tensor
     """(sections, NUM_FEATURES)."""
     hint_ids: torch.Tensor
@@ -264,14 +261,10 @@ class PageBatch:
         )
 
 
-def collate_pages(pages: Sequence[EncodedPage], *, pad_id: int = 0) -> PageBatch:
+def collate_pages(pages: Sequence[EncodedPage]) -> PageBatch:
     """Pack pages; equal sections of different pages are encoded once."""
     rows, batch = collate_distinct(pages)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    row_of = torch.empty(len(order), dtype=torch.long)
-    row_of[order] = torch.arange(len(order))
-    chunks = chunk([rows[i] for i in order], pad_id=pad_id)
-    return replace(batch, chunks=chunks, row_of_section=row_of[batch.row_of_section])
+    return replace(batch, rows=TokenRows.of(rows))
 
 
 def collate_distinct(pages: Sequence[EncodedPage]) -> tuple[list[tuple[int, ...]], PageBatch]:
@@ -298,7 +291,7 @@ def collate_encoded(pages: Sequence[EncodedPage]) -> PageBatch:
 def _batch(pages: Sequence[EncodedPage], distinct: Sequence[np.ndarray]) -> PageBatch:
     features, hint_ids, hint_offsets = _layout(pages)
     return PageBatch(
-        chunks=[],
+        rows=TokenRows.of([]),
         row_of_section=torch.from_numpy(np.concatenate([_NOTHING, *distinct])),
         features=features,
         hint_ids=hint_ids,
@@ -313,38 +306,3 @@ def _layout(pages: Sequence[EncodedPage]) -> tuple[torch.Tensor, torch.Tensor, t
     hint_ids = np.concatenate([_NOTHING, *[page.hint_ids for page in pages]])
     counts = np.concatenate([_NOTHING, *[page.hint_counts for page in pages]])
     return torch.from_numpy(features), torch.from_numpy(hint_ids), torch.from_numpy(np.cumsum(counts) - counts)
-
-
-def chunk(
-    rows: Iterable[Sequence[int]], *, pad_id: int = 0, max_tokens: int = MAX_CHUNK_TOKENS
-) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Cut rows, sorted by length, into padded chunks.
-
-    Returns:
-        For each chunk token ids (rows, tokens) and attention mask, None where nothing is padded.
-    """
-    chunks = []
-    group: list[Sequence[int]] = []
-    real = 0
-    for row in rows:
-        width = len(row)
-        padded = width * (len(group) + 1)
-        # A few rows of other lengths cost less than a call of their own.
-        wasteful = padded - real - width > max(MAX_PADDING * padded, 256)
-        if group and (wasteful or padded > max_tokens):
-            chunks.append(_pad(group, pad_id))
-            group, real = [], 0
-        group.append(row)
-        real += width
-    if group:
-        chunks.append(_pad(group, pad_id))
-    return chunks
-
-
-def _pad(rows: list[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    if int(lengths.min()) == width:
-        return ids, None
-    return ids, (torch.arange(width) < lengths[:, None]).long()

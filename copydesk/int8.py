@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
-from torch.nn import functional
 
-from copydesk.bert import Bert
+from copydesk.bert import Attend, Bert
 
 Range = tuple[float, float]
 
@@ -106,14 +105,12 @@ class Int8Layer(nn.Module):
         self.feed_down = Int8Linear([layer.output.dense], ranges.inner)
         self.feed_norm = layer.output.LayerNorm
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Read (rows, tokens, width) under a mask that broadcasts to (rows, heads, tokens, tokens)."""
+    def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Return (tokens, width) of the same."""
         query, key, value = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(x, torch.float32).chunk(3, dim=-1)
+            part.unflatten(-1, (self.num_heads, -1)) for part in self.query_key_value(x, torch.float32).chunk(3, dim=-1)
         )
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = self.attention_norm(self.attention_output(attended.transpose(1, 2).flatten(2), x.dtype) + x)
+        x = self.attention_norm(self.attention_output(attend(query, key, value).flatten(1), x.dtype) + x)
         inner = self.feed_up.gelu(x, self.feed_down.scale)
         return self.feed_norm(self.feed_down(inner, x.dtype) + x)
 

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from torch import nn
 from torch.nn import functional
 
-from copydesk.bert import Bert, BertSettings, attend
+from copydesk.attention import attend_rows
+from copydesk.bert import Bert, BertSettings
 from copydesk.encode import NUM_FEATURES, PageBatch
 from copydesk.labels import CLASSES
+from copydesk.ragged import TokenRows, equal_runs
 
 MAX_GROUP_SECTIONS = 2_048
 """Sections that the layers of a page encoder hold at once; more where a window is longer."""
@@ -102,13 +104,12 @@ class PageLayer(nn.Module):
         self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], lengths: Sequence[int]
     ) -> torch.Tensor:
         """Read windows of sections, one after the other in (sections, width), each by itself; return the same shape."""
-        sections, width = x.shape
+        sections = len(x)
         dtype = self.feed_up.weight.dtype
         heads = self.query_key_value(self.attention_norm(x).to(dtype)).view(sections, 3 * self.num_heads, 64)
         query_key, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)
-        heads = torch.cat((_rotate(query_key, rotary), value), dim=1).transpose(0, 1)
-        attended = [attend(*window[None].chunk(3, dim=1))[0] for window in heads.split(list(lengths), dim=1)]
-        x = x + self.dropout(self.attention_output(torch.cat(attended, dim=1).transpose(0, 1).reshape(sections, width)))
+        query, key = _rotate(query_key, rotary).chunk(2, dim=1)
+        x = x + self.dropout(self.attention_output(attend_rows(query, key, value, lengths).flatten(1)))
         return x + self.dropout(self.feed_down(functional.gelu(self.feed_up(self.feed_norm(x).to(dtype)))))
 
     def multiply_in(self, dtype: torch.dtype) -> None:
@@ -268,23 +269,26 @@ class CopydeskModel(nn.Module):
             if isinstance(module, PageEncoder):
                 module.multiply_in(dtype)
 
-    def encode_rows(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
-        """Return mean-pooled vectors (rows of all chunks, D) in float32."""
-        vectors = []
-        for input_ids, mask in chunks:
-            hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-            if mask is None:
-                vectors.append(hidden.mean(dim=1, dtype=torch.float32))
-            else:
-                weights = mask[..., None].float()
-                vectors.append((hidden * weights).sum(dim=1) / weights.sum(dim=1))
-        if not vectors:
+    def encode_rows(self, rows: TokenRows) -> torch.Tensor:
+        """Return mean-pooled vectors (rows, D) in float32."""
+        if not len(rows.lengths):
             return torch.zeros(0, self.encoder.config.hidden_size, device=self.device)
-        return torch.cat(vectors)
+        parts = rows.stretches(padded=not isinstance(self.encoder, Bert))
+        vectors = torch.cat([self._mean_hidden(rows.take(part)) for part in parts])
+        return vectors.index_select(0, torch.cat(parts).argsort().to(vectors.device))
+
+    def _mean_hidden(self, rows: TokenRows) -> torch.Tensor:
+        if isinstance(self.encoder, Bert):
+            runs = equal_runs(self.encoder(rows), rows.lengths.tolist())
+            return torch.cat([run.mean(dim=1, dtype=torch.float32) for run in runs])
+        ids, mask = (x.to(self.device) for x in rows.padded(self.encoder.config.pad_token_id or 0))
+        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].float()
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
     def section_logits(self, batch: PageBatch) -> torch.Tensor:
         """Return (S, C): the logarithm of the mean of the page encoders' probabilities (arXiv:1612.01474)."""
-        return self.mean_section_logits(self.encode_rows(batch.chunks), batch)
+        return self.mean_section_logits(self.encode_rows(batch.rows), batch)
 
     def mean_section_logits(self, rows: torch.Tensor, batch: PageBatch) -> torch.Tensor:
         """Return the same from the vectors of distinct sections (rows, D)."""
@@ -323,7 +327,7 @@ class CopydeskModel(nn.Module):
         return torch.stack(logits), torch.stack(own) if own else logits[0].new_zeros(0, *logits[0].shape)
 
     def forward(
-        self, views: Sequence[PageBatch], articles: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+        self, views: Sequence[PageBatch], articles: TokenRows
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return section logits (V, S, C), those of their own text and topic logits (A, T).
 
@@ -331,13 +335,13 @@ class CopydeskModel(nn.Module):
 
         Args:
             views: the same pages as page encoder v mod P is to see them; their texts are those of the first.
-            articles: chunks of token ids and mask.
+            articles: their tokens.
         """
-        return *self.each_section_logits(self.encode_rows(views[0].chunks), views), self.topic_logits(articles)
+        return *self.each_section_logits(self.encode_rows(views[0].rows), views), self.topic_logits(articles)
 
-    def topic_logits(self, chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
-        """Return (A, T), articles in the order of the chunks' rows."""
-        return self.topic_head(self.encode_rows(chunks)).float()
+    def topic_logits(self, articles: TokenRows) -> torch.Tensor:
+        """Return (A, T)."""
+        return self.topic_head(self.encode_rows(articles)).float()
 
 
 def _build_encoder(settings: Mapping[str, Any]) -> Any:

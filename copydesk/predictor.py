@@ -17,11 +17,11 @@ import torch
 from copydesk import int8
 from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
 from copydesk.detect import Kind
-from copydesk.encode import EncodedPage, PageBatch, TextEncoder, chunk, collate_distinct
+from copydesk.encode import EncodedPage, PageBatch, TextEncoder, collate_distinct
 from copydesk.int8 import LayerRanges
 from copydesk.memory import Rows, VectorMemory
-from copydesk.network import CopydeskModel
 from copydesk.page import FailedPage, ModelInfo, Page, PageError
+from copydesk.ragged import TokenRows
 from copydesk.saved import SavedModel, load_saved
 from copydesk.split import Limits, RawPage, split
 
@@ -171,9 +171,7 @@ class Predictor:
             max_batch_tokens: budget of one batch; a page above it makes a batch of its own.
             max_batch_sections: likewise.
             max_batch_pages: likewise.
-            max_remembered_sections: distinct sections whose vectors are kept for pages to come, about 2 KB each; the
-                scores of a page may then differ in the third decimal with what was read before it, as they do with the
-                batch that it is in. 0 keeps none.
+            max_remembered_sections: distinct sections whose vectors are kept for pages to come, about 2 KB each.
         """
         self.saved = saved
         self.limits = limits or Limits()
@@ -191,7 +189,6 @@ class Predictor:
             self.model.multiply_in(torch.bfloat16)  # the rest costs little and stays exact
         self.thresholds = saved.thresholds
         self._text_encoder = TextEncoder(saved.tokenizer, saved.description.encoding, saved.description.hints)
-        self._pad_id = self.model.encoder.config.pad_token_id or 0
         width = self.model.encoder.config.hidden_size
         self.memory = VectorMemory(max_remembered_sections, width=width, device=self.device)
         log.info("%s %s on %s in %s", self.info.name, self.info.version, self.device, self.precision)
@@ -336,20 +333,10 @@ class Predictor:
     @torch.inference_mode()
     def topic_logits(self, texts: Sequence[str]) -> np.ndarray:
         """Return (articles, topics) of articles."""
-        vectors = self._encode(self._text_encoder.encode_articles(texts))
-        return self.model.topic_head(vectors).float().cpu().numpy()
+        return self.model.topic_logits(TokenRows.of(self._text_encoder.encode_articles(texts))).cpu().numpy()
 
     def _encode(self, rows: Rows) -> torch.Tensor:
-        return encode_unsorted(self.model, rows, pad_id=self._pad_id)
-
-
-def encode_unsorted(model: CopydeskModel, rows: Rows, *, pad_id: int) -> torch.Tensor:
-    """Return (rows, width) of rows of tokens of any length, in any order."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    encoded = model.encode_rows(move_chunks(chunk([rows[i] for i in order], pad_id=pad_id), model.device))
-    vectors = torch.empty_like(encoded)
-    vectors[order] = encoded
-    return vectors
+        return self.model.encode_rows(TokenRows.of(rows))
 
 
 def move_batch(batch: PageBatch, device: torch.device) -> PageBatch:
@@ -357,17 +344,10 @@ def move_batch(batch: PageBatch, device: torch.device) -> PageBatch:
     if device.type == "cpu":
         return batch
     return PageBatch(
-        chunks=move_chunks(batch.chunks, device),
+        rows=batch.rows,
         row_of_section=batch.row_of_section.to(device),
         features=batch.features.to(device),
         hint_ids=batch.hint_ids.to(device),
         hint_offsets=batch.hint_offsets.to(device),
         page_lengths=batch.page_lengths,
     )
-
-
-def move_chunks(
-    chunks: Sequence[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
-) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Return chunks of token ids and attention masks on a device."""
-    return [(ids.to(device), None if mask is None else mask.to(device)) for ids, mask in chunks]

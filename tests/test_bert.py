@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers import BertConfig, BertModel
 
-from copydesk.bert import Bert, BertSettings, attend
+from copydesk.bert import Bert, BertSettings
+from copydesk.ragged import TokenRows
 
 CONFIG = BertConfig(
     vocab_size=40,
@@ -33,19 +33,25 @@ def pair() -> tuple[Bert, BertModel]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_hidden_states_and_gradients_are_those_of_transformers(pair, padded):
-    ids = torch.randint(1, 40, (5, 16), generator=torch.Generator().manual_seed(0))
-    lengths = torch.tensor([16, 1, 7, 15, 3])
-    mask = (torch.arange(16) < lengths[:, None]).long() if padded else None
+def make_rows(*lengths: int) -> TokenRows:
+    random = torch.Generator().manual_seed(0)
+    return TokenRows.of([torch.randint(1, 40, (length,), generator=random).tolist() for length in lengths])
+
+
+def hidden_of(model: Bert | BertModel, rows: TokenRows) -> torch.Tensor:
+    if isinstance(model, Bert):
+        return model(rows)
+    ids, mask = rows.padded(0)
+    return model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+
+
+def test_hidden_states_and_gradients_are_those_of_transformers(pair):
     weights = []
     hidden = []
     for model in pair:
         model.zero_grad()
-        read = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        read = read if mask is None else read * mask[..., None]
-        read.square().sum().backward()
-        hidden.append(read)
+        hidden.append(hidden_of(model, make_rows(16, 1, 7, 7, 15, 3)))
+        hidden[-1].square().sum().backward()
         weights.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
 
     torch.testing.assert_close(*hidden, rtol=1e-5, atol=1e-5)
@@ -54,19 +60,20 @@ def test_hidden_states_and_gradients_are_those_of_transformers(pair, padded):
         torch.testing.assert_close(gradient, weights[1][name], rtol=1e-3, atol=1e-3)
 
 
-def test_bfloat16_is_multiplied_in_few_numbers_of_rows_whatever_the_texts(pair):
+def test_bfloat16_is_multiplied_in_few_numbers_of_tokens_whatever_the_texts(pair):
     ours, theirs = (copy.deepcopy(model).to(torch.bfloat16) for model in pair)
-    rows: set[int] = set()
+    counts: set[int] = set()
     for module in ours.modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, inputs: rows.add(len(inputs[0])))
+            module.register_forward_pre_hook(lambda _, inputs: counts.add(len(inputs[0])))
 
-    for shape in ((1, 1), (5, 13), (8, 8), (9, 15)):
-        ids = torch.randint(1, 40, shape, generator=torch.Generator().manual_seed(0))
-        found, expected = (model(input_ids=ids).last_hidden_state for model in (ours, theirs))
-        assert found.shape == (*shape, 32)
+    for lengths in ([1], [13] * 5, [8] * 8, [15, 9, 16, 16, 16, 16, 16, 16, 15]):
+        rows = make_rows(*lengths)
+        found, expected = (hidden_of(model, rows) for model in (ours, theirs))
+        assert found.shape == (sum(lengths), 32)
         assert torch.allclose(found.float(), expected.float(), atol=0.1)
-    assert rows == {64, 128, 192}
+        assert ours.num_fillers(sum(lengths)) == -sum(lengths) % 64
+    assert counts == {64, 128, 192}
 
 
 def test_settings_left_out_are_what_transformers_takes_them_for():
@@ -88,28 +95,3 @@ def test_settings_left_out_are_what_transformers_takes_them_for():
 )
 def test_what_bert_is_not_is_left_to_transformers(change):
     assert BertSettings.read(CONFIG.to_dict() | change) is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 7, 300])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_pytorch_and_so_are_its_gradients(dtype, tokens, masked):
-    random = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(3, 2, tokens, 8, generator=random).to(dtype) for _ in range(3)]
-    mask = (torch.arange(tokens) < torch.tensor([1, 5, 300])[:, None])[:, None, None] if masked else None
-    answers = []
-    for attention, precision in ((attend, dtype), (functional.scaled_dot_product_attention, torch.float32)):
-        learning = [tensor.to(precision, copy=True).requires_grad_() for tensor in inputs]
-        answer = attention(*learning, mask)
-        gradients = torch.autograd.grad(answer.float().square().sum(), learning)
-        answers.append([tensor.float() for tensor in (answer, *gradients)])
-
-    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (2e-2, 3e-2)  # eight bits
-    torch.testing.assert_close(*answers, rtol=rtol, atol=atol)
-
-
-def test_attention_that_is_only_read_is_pytorchs_own():
-    inputs = torch.randn(3, 5, 2, 7, 8, generator=torch.Generator().manual_seed(0)).unbind()
-    expected = functional.scaled_dot_product_attention(*inputs)
-    with torch.inference_mode():
-        assert torch.equal(attend(*inputs), expected)

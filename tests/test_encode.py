@@ -9,17 +9,15 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from copydesk.encode import (
-    MAX_CHUNK_TOKENS,
-    MAX_PADDING,
     NUM_FEATURES,
     TEXT_FEATURES,
     EncodedPage,
     Encoding,
     TextEncoder,
-    chunk,
     collate_pages,
     features_of,
 )
+from copydesk.ragged import TokenRows
 from copydesk.split import split
 
 GENERATED = settings(
@@ -262,12 +260,8 @@ def encoded_pages(draw) -> EncodedPage:
     )
 
 
-def unpacked(chunks) -> list[list[int]]:
-    rows = []
-    for ids, mask in chunks:
-        lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist()
-        rows += [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
-    return rows
+def unpacked(rows: TokenRows) -> list[list[int]]:
+    return [row.tolist() for row in rows.ids.split(rows.lengths.tolist())]
 
 
 @GENERATED
@@ -275,7 +269,7 @@ def unpacked(chunks) -> list[list[int]]:
 def test_packing_keeps_every_section_of_every_page_in_order(pages):
     batch = collate_pages(pages)
 
-    rows = unpacked(batch.chunks)
+    rows = unpacked(batch.rows)
     assert [rows[i] for i in batch.row_of_section] == [page.tokens[i] for page in pages for i in page.distinct]
     assert batch.page_lengths == [len(page) for page in pages]
     assert batch.features.tolist() == [row for page in pages for row in page.features.tolist()]
@@ -297,7 +291,7 @@ def test_a_batch_without_hints_is_that_of_pages_without_hints(pages):
 @GENERATED
 @given(st.lists(encoded_pages(), max_size=5))
 def test_no_row_is_encoded_twice(pages):
-    rows = unpacked(collate_pages(pages).chunks)
+    rows = unpacked(collate_pages(pages).rows)
 
     assert sorted(rows) == sorted({tuple(tokens): tokens for page in pages for tokens in page.tokens}.values())
 
@@ -308,33 +302,9 @@ def test_equal_sections_of_different_pages_share_a_row(tokenizer_json):
 
     batch = collate_pages(pages)
 
-    assert sum(len(ids) for ids, _ in batch.chunks) == 3
+    assert len(batch.rows.lengths) == 3
     first, _, _, last = batch.row_of_section.tolist()
     assert first == last
-
-
-@GENERATED
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
-def test_hardly_a_token_is_padding(lengths):
-    for ids, mask in chunk([[7] * length for length in sorted(lengths)], pad_id=5):
-        padding = 0 if mask is None else int((mask == 0).sum())
-        assert (mask is None) == (padding == 0)
-        assert padding <= max(MAX_PADDING * ids.numel(), 256)
-        assert len(ids) == 1 or ids.numel() <= MAX_CHUNK_TOKENS
-        assert int((ids == 5).sum()) == padding
-
-
-def test_padding_stands_behind_the_text_and_outside_the_mask():
-    ((ids, mask),) = chunk([[7], [8, 9]], pad_id=5)
-
-    assert ids.tolist() == [[7, 5], [8, 9]]
-    assert mask.tolist() == [[1, 0], [1, 1]]
-
-
-def test_a_row_longer_than_a_chunk_has_one_of_its_own():
-    chunks = chunk([[1] * 10, [1] * 50], max_tokens=20)
-
-    assert [tuple(ids.shape) for ids, _ in chunks] == [(1, 10), (1, 50)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -342,7 +312,7 @@ def test_pages_without_sections_pack_into_nothing(count, tokenizer_json):
     empty = text_encoder(tokenizer_json).encode_page(split(""))
     batch = collate_pages([empty] * count)
 
-    assert (batch.chunks, batch.page_lengths) == ([], [0] * count)
+    assert (len(batch.rows.lengths), batch.page_lengths) == (0, [0] * count)
     assert batch.features.shape == (0, NUM_FEATURES)
     assert all(tensor.dtype == torch.int64 for tensor in (batch.row_of_section, batch.hint_ids, batch.hint_offsets))
 

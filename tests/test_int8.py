@@ -10,6 +10,7 @@ from copydesk import int8
 from copydesk.bert import Bert, BertSettings
 from copydesk.int8 import Int8Linear, Scale, measured, quantize
 from copydesk.predictor import choose_precision
+from copydesk.ragged import TokenRows
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="torch has no operators of oneDNN on this processor"
@@ -31,52 +32,50 @@ def make_encoder() -> Bert:
         return Bert(SETTINGS).eval().requires_grad_(requires_grad=False)
 
 
-def make_rows(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+def make_rows(count: int = 40) -> TokenRows:
     random = torch.Generator().manual_seed(1)
-    lengths = torch.randint(1, 17, (count,), generator=random)
-    return torch.randint(1, 50, (count, 16), generator=random), (torch.arange(16) < lengths[:, None]).long()
+    lengths = torch.randint(1, 17, (count,), generator=random).tolist()
+    return TokenRows.of([torch.randint(1, 50, (length,), generator=random).tolist() for length in lengths])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hidden_states_are_those_of_floating_point_but_for_a_hundredth(dtype):
     encoder = make_encoder()
-    ids, mask = make_rows()
-    expected = encoder(ids, mask).last_hidden_state
+    rows = make_rows()
+    expected = encoder(rows)
     with measured(encoder) as ranges:
-        encoder(ids, mask)
+        encoder(rows)
 
     quantize(encoder, ranges)
-    found = encoder.to(dtype)(ids, mask).last_hidden_state
+    found = encoder.to(dtype)(rows)
 
     assert found.dtype == dtype
-    apart = (found.float() - expected)[mask.bool()].norm() / expected[mask.bool()].norm()
+    apart = (found.float() - expected).norm() / expected.norm()
     assert 0 < apart < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_comes_out_the_same_in_any_company(dtype):
     encoder = make_encoder()
-    ids, mask = make_rows()
+    rows = make_rows()
     with measured(encoder) as ranges:
-        encoder(ids, mask)
+        encoder(rows)
     quantize(encoder, ranges)
     encoder.to(dtype)
 
-    together = encoder(ids, mask).last_hidden_state
+    together = encoder(rows).split(rows.lengths.tolist())
 
-    for i in range(len(ids)):
-        length = int(mask[i].sum())
-        alone = encoder(ids[i : i + 1, :length]).last_hidden_state
-        torch.testing.assert_close(alone, together[i : i + 1, :length], atol=1e-3, rtol=1e-3)
+    for i, row in enumerate(together):
+        assert torch.equal(encoder(rows.take(torch.tensor([i]))), row)
 
 
 def test_ranges_cover_all_that_was_read_within_the_context_alone():
     encoder = make_encoder()
-    ids, mask = make_rows()
+    rows = make_rows()
     with measured(encoder) as ranges:
-        encoder(ids[:20], mask[:20])
-        encoder(ids[20:], mask[20:])
-    x = encoder.embeddings(ids)
+        encoder(rows.take(torch.arange(20)))
+        encoder(rows.take(torch.arange(20, 40)))
+    x = encoder.embeddings(rows.ids, rows.positions)
 
     assert len(ranges) == 3
     assert ranges[0].attention == pytest.approx((x.min().item(), x.max().item()))
@@ -134,7 +133,7 @@ def test_a_projection_multiplies_the_rounded_numbers_exactly():
 def test_integers_are_chosen_where_they_are_native_and_the_ranges_known(monkeypatch):
     encoder = make_encoder()
     with measured(encoder) as ranges:
-        encoder(*make_rows())
+        encoder(make_rows())
     cpu = torch.device("cpu")
 
     monkeypatch.setattr(int8, "is_native", lambda: True)

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from transformers import BertConfig, PretrainedConfig, RobertaConfig, RobertaModel
 
 from copydesk import network
-from copydesk.encode import NUM_FEATURES, EncodedPage, chunk, collate_pages
+from copydesk.encode import NUM_FEATURES, EncodedPage, collate_pages
 from copydesk.labels import CLASSES
 from copydesk.network import CopydeskConfig, CopydeskModel, PageLayer, windows_of
+from copydesk.ragged import TokenRows
 
 SIZES = {
     "vocab_size": 40,
@@ -187,18 +188,17 @@ def test_without_page_layers_each_section_is_judged_by_itself():
 def test_padding_changes_no_article(model):
     rows = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10] * 20]
 
-    together = model.topic_logits(chunk(rows))
-    alone = torch.cat([model.topic_logits(chunk([row])) for row in rows])
+    together = model.topic_logits(TokenRows.of(rows))
+    alone = torch.cat([model.topic_logits(TokenRows.of([row])) for row in rows])
 
-    assert len(chunk(rows)) == 1
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    assert model.topic_logits([]).shape == (0, 3)
+    assert model.topic_logits(TokenRows.of([])).shape == (0, 3)
 
 
 @torch.inference_mode()
 def test_one_call_returns_what_all_heads_say():
     model = make_model(page_encoders=3)
-    batch, articles = collate_pages([make_page(5)]), chunk([[1, 2, 3]])
+    batch, articles = collate_pages([make_page(5)]), TokenRows.of([[1, 2, 3]])
 
     sections, _, topics = model([batch] * 3, articles)
 
@@ -214,9 +214,9 @@ def test_page_encoders_take_turns_at_more_views_than_they_are():
     page = make_page(5)
     batch, as_text = collate_pages([page]), collate_pages([page.without_hints()])
 
-    sections, _, _ = model([batch, batch, as_text, as_text], [])
+    sections, _, _ = model([batch, batch, as_text, as_text], TokenRows.of([]))
 
-    rows = model.encode_rows(batch.chunks)
+    rows = model.encode_rows(batch.rows)
     for view, (number, seen) in enumerate([(0, batch), (1, batch), (0, as_text), (1, as_text)]):
         assert torch.equal(sections[view], model.section_logits_of(number, rows, [seen])[0][0])
     assert not torch.allclose(sections[0], sections[2])
@@ -228,7 +228,7 @@ def test_text_readers_read_every_page_as_if_it_were_plain_text():
     pages = [make_page(5), make_page(4)]
     batch, as_text = collate_pages(pages), collate_pages([page.without_hints() for page in pages])
 
-    each, _ = model.each_section_logits(model.encode_rows(batch.chunks), [batch, batch, as_text])
+    each, _ = model.each_section_logits(model.encode_rows(batch.rows), [batch, batch, as_text])
 
     torch.testing.assert_close(model.section_logits(batch).exp(), each.softmax(dim=-1).mean(dim=0))
     assert not torch.allclose(model.section_logits(batch), model.section_logits(as_text))
@@ -244,7 +244,7 @@ def test_more_readers_than_page_encoders_are_refused(name):
 def test_what_a_section_says_by_itself_counts_beside_what_its_page_says():
     model, page, order = make_model(own_text_readers=1), make_page(10), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     batch, backwards = collate_pages([page.without_hints()]), collate_pages([shuffled(page, order)])
-    rows = model.encode_rows(batch.chunks)
+    rows = model.encode_rows(batch.rows)
 
     logits, own = model.section_logits_of(0, rows, [batch])
 
@@ -257,7 +257,7 @@ def test_what_a_section_says_by_itself_counts_beside_what_its_page_says():
 @torch.inference_mode()
 def test_only_as_many_page_encoders_as_are_asked_for_read_own_texts():
     model, batch = make_model(page_encoders=3, own_text_readers=2), collate_pages([make_page(5)])
-    rows = model.encode_rows(batch.chunks)
+    rows = model.encode_rows(batch.rows)
 
     sections, own = model.each_section_logits(rows, [batch] * 6)
 
@@ -279,7 +279,7 @@ def test_topics_are_linear_in_the_vector_of_an_article_unless_there_is_a_hidden_
 
 def test_every_weight_is_trained_by_all_heads_together():
     model = make_model(page_encoders=2, own_text_readers=1, topic_width=8)
-    sections, _, topics = model([collate_pages([make_page(5)])] * 2, chunk([[1, 2, 3]]))
+    sections, _, topics = model([collate_pages([make_page(5)])] * 2, TokenRows.of([[1, 2, 3]]))
     (sections.sum() + topics.sum()).backward()
 
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []

@@ -10,6 +10,7 @@ import torch
 
 from copydesk.encode import NUM_FEATURES, TEXT_FEATURES, EncodedPage, PageBatch
 from copydesk.labels import CLASSES
+from copydesk.ragged import TokenRows
 from train.config import TransformerFit
 from train.packs import Pack, Packs, pack
 from train.rows import TrainingArticle, TrainingPage
@@ -62,7 +63,6 @@ def make_packs(
         articles,
         settings=settings,
         epochs=settings.epochs,
-        pad_id=0,
         num_topics=NUM_TOPICS,
         num_processes=num_processes,
     )
@@ -73,11 +73,15 @@ def packs() -> Packs:
     return make_packs(pages=[make_page(i) for i in range(30)], articles=[make_article(i) for i in range(20)])
 
 
+def first_tokens(rows: TokenRows) -> torch.Tensor:
+    return rows.ids[rows.positions == 0]
+
+
 def pages_of(packed: Pack) -> list[int]:
     batch = packed.views[0]
-    if not batch.chunks:
+    if not batch.page_lengths:
         return []
-    tokens = torch.cat([ids[:, 0] for ids, _ in batch.chunks])[batch.row_of_section]
+    tokens = first_tokens(batch.rows)[batch.row_of_section]
     return [int(token) - 1_000 for token in tokens[np.cumsum([0, *batch.page_lengths[:-1]])]]
 
 
@@ -86,7 +90,7 @@ def hint_counts(batch: PageBatch) -> torch.Tensor:
 
 
 def articles_of(packed: Pack) -> list[int]:
-    return [int(token) - 5_000 for ids, _ in packed.articles for token in ids[:, 0]]
+    return [int(token) - 5_000 for token in first_tokens(packed.articles)]
 
 
 def epoch_of(packs: Packs, epoch: int) -> list[Pack]:
@@ -192,8 +196,8 @@ def test_each_page_encoder_sees_the_same_pages_with_hints_of_its_own():
 
     assert first.page_lengths == second.page_lengths
     assert torch.equal(first.row_of_section, second.row_of_section)
-    assert first.chunks
-    assert second.chunks == []
+    assert len(first.rows.lengths)
+    assert not len(second.rows.lengths)
     assert not torch.equal(hint_counts(first), hint_counts(second))
 
 
@@ -255,7 +259,7 @@ def test_rows_themselves_are_never_changed(packs):
 
 def test_targets_stand_in_the_order_of_the_rows():
     articles = [make_article(i, length=9 - i) for i in range(6)]
-    packed = pack([[make_page(0), make_page(1)]], articles, pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[make_page(0), make_page(1)]], articles, num_topics=NUM_TOPICS)
 
     assert packed.classes.tolist() == [BODY, *[BOILERPLATE] * 3] * 2
     assert packed.holds[:, 0].tolist() == [number % 2 for number in articles_of(packed)]
@@ -263,14 +267,14 @@ def test_targets_stand_in_the_order_of_the_rows():
 
 
 def test_a_pack_without_articles_has_targets_of_the_right_width():
-    packed = pack([[make_page(0)]], [], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[make_page(0)]], [], num_topics=NUM_TOPICS)
 
-    assert packed.articles == []
+    assert not len(packed.articles.lengths)
     assert packed.holds.shape == packed.decided.shape == (0, NUM_TOPICS)
 
 
 def test_a_pack_without_pages_is_whole():
-    packed = pack([[]], [make_article(0)], pad_id=0, num_topics=NUM_TOPICS)
+    packed = pack([[]], [make_article(0)], num_topics=NUM_TOPICS)
 
     assert packed.classes.shape == (0,)
     assert packed.classes.dtype == torch.int64

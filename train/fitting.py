@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, EarlyStoppingCallback, TrainingArguments, set_seed
 
-from copydesk.encode import chunk, collate_pages
+from copydesk.encode import collate_pages
 from copydesk.labels import CLASSES, SectionLabel, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
-from copydesk.predictor import choose_device, move_batch, move_chunks, native_bfloat16
+from copydesk.predictor import choose_device, move_batch, native_bfloat16
+from copydesk.ragged import TokenRows
 from train import checkpoints
 from train.config import TransformerFit
 from train.loss import LossWeights
@@ -116,7 +117,6 @@ class Fitting:
             train.articles,
             settings=settings,
             epochs=epochs,
-            pad_id=self.pad_id(model),
             num_topics=len(self.topics),
             num_processes=self.processes.num_processes,
         )
@@ -190,10 +190,6 @@ class Fitting:
             with checkpoints.writing(folder) as partial:
                 save_file(warm, partial / "model.safetensors")
 
-    def pad_id(self, model: CopydeskModel) -> int:
-        """Return the token that fills up rows."""
-        return model.encoder.config.pad_token_id or 0
-
     def loss_weights(self, counts: np.ndarray) -> LossWeights:
         """Return the weights of the loss, from how often each class is shown; the commonest weighs 1."""
         settings = self.settings
@@ -228,18 +224,16 @@ class Fitting:
         """Return section logits (sections, classes) and topic logits (articles, topics), in the order of the rows."""
         was_training = model.training
         model.eval()
-        sections, pad_id, num_topics = [], self.pad_id(model), len(self.topics)
-        topics = np.zeros((len(rows.articles), num_topics), dtype=np.float32)
+        sections, topics = [], [np.zeros((0, len(self.topics)), dtype=np.float32)]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             for batch in batches_of(rows.pages, [page.encoded.num_tokens for page in rows.pages]):
-                pages = collate_pages([page.encoded for page in batch], pad_id=pad_id)
+                pages = collate_pages([page.encoded for page in batch])
                 sections.append(model.section_logits(move_batch(pages, self.device)).float().cpu().numpy())
-            order = sorted(range(len(rows.articles)), key=lambda i: len(rows.articles[i].tokens))
-            for indices in batches_of(order, [len(rows.articles[i].tokens) for i in order]):
-                chunks = chunk([rows.articles[i].tokens for i in indices], pad_id=pad_id)
-                topics[indices] = model.topic_logits(move_chunks(chunks, self.device)).float().cpu().numpy()
+            articles = [article.tokens for article in rows.articles]
+            batches = batches_of(articles, [len(tokens) for tokens in articles])
+            topics += [model.topic_logits(TokenRows.of(batch)).cpu().numpy() for batch in batches]
         model.train(was_training)
-        return np.concatenate([np.zeros((0, len(CLASSES)), dtype=np.float32), *sections]), topics
+        return np.concatenate([np.zeros((0, len(CLASSES)), dtype=np.float32), *sections]), np.concatenate(topics)
 
 
 def _normalise_in_float32(model: nn.Module) -> None:

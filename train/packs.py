@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from copydesk.encode import PageBatch, chunk, collate_pages
+from copydesk.encode import PageBatch, collate_pages
 from copydesk.labels import CLASSES
+from copydesk.ragged import TokenRows
 from train.config import TransformerFit
 from train.rows import TrainingArticle, TrainingPage
 
@@ -22,13 +23,12 @@ class Pack:
     """One step's worth of rows."""
 
     views: list[PageBatch]
-    """The same pages, as page encoder v mod P sees them in view v; the chunks of their texts stand in the first."""
+    """The same pages, as page encoder v mod P sees them in view v; their texts stand in the first."""
     classes: torch.Tensor
     """(sections,)."""
-    articles: list[tuple[torch.Tensor, torch.Tensor | None]]
-    """Chunks of token ids and mask."""
+    articles: TokenRows
     holds: torch.Tensor
-    """(articles, topics), in the order of the chunks' rows."""
+    """(articles, topics)."""
     decided: torch.Tensor
     """(articles, topics)."""
 
@@ -47,30 +47,26 @@ def batches_of(rows: Sequence[Any], sizes: Sequence[int], budget: int = 32_768) 
         yield batch
 
 
-def pack(
-    views: Sequence[Sequence[TrainingPage]], articles: Sequence[TrainingArticle], *, pad_id: int, num_topics: int
-) -> Pack:
+def pack(views: Sequence[Sequence[TrainingPage]], articles: Sequence[TrainingArticle], *, num_topics: int) -> Pack:
     """Pack rows as they are.
 
     Args:
         views: the same pages as they are to be seen.
         articles: what the topic head is to read.
-        pad_id: the token that fills up rows.
         num_topics: length of the targets of an article.
     """
-    pages = collate_pages([page.encoded for page in views[0]], pad_id=pad_id)
-    without_texts = replace(pages, chunks=[])
-    ordered = sorted(articles, key=lambda article: len(article.tokens))
+    pages = collate_pages([page.encoded for page in views[0]])
+    without_texts = replace(pages, rows=TokenRows.of([]))
     targets = [
-        torch.from_numpy(np.stack([getattr(article, name) for article in ordered]))
-        if ordered
+        torch.from_numpy(np.stack([getattr(article, name) for article in articles]))
+        if articles
         else torch.zeros(0, num_topics)
         for name in ("holds", "decided")
     ]
     return Pack(
         views=[pages, *(without_texts.showing([page.encoded for page in view]) for view in views[1:])],
         classes=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *[page.classes for page in views[0]]])),
-        articles=chunk([article.tokens for article in ordered], pad_id=pad_id),
+        articles=TokenRows.of([article.tokens for article in articles]),
         holds=targets[0],
         decided=targets[1],
     )
@@ -90,13 +86,12 @@ class Packs(torch.utils.data.Dataset[Pack]):
         *,
         settings: TransformerFit,
         epochs: int,
-        pad_id: int,
         num_topics: int,
         num_processes: int = 1,
     ) -> None:
         self.pages, self.articles = pages, articles
         self.settings, self.epochs = settings, epochs
-        self.pad_id, self.num_topics = pad_id, num_topics
+        self.num_topics = num_topics
         tokens = sum(page.encoded.num_tokens * self._share(page) for page in pages)
         self.num_steps = max(1, round(tokens / settings.tokens_per_batch))
         self.num_packs = self.num_steps * num_processes
@@ -119,7 +114,6 @@ class Packs(torch.utils.data.Dataset[Pack]):
         return pack(
             [[self.with_dropped_hints(i, epoch, view) for i in pages] for view in range(self.settings.num_views)],
             [self.articles[i] for i in articles],
-            pad_id=self.pad_id,
             num_topics=self.num_topics,
         )
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from copydesk.network import CopydeskModel
-from copydesk.predictor import move_batch, move_chunks
+from copydesk.predictor import move_batch
 from train import checkpoints
 from train.loss import LossWeights, loss_of
 from train.packs import Pack
@@ -104,7 +104,7 @@ class CopydeskTrainer(Trainer):
         batch: Pack = inputs["pack"]
         device = self.args.device
         views = [move_batch(view, device) for view in batch.views]
-        sections, own_text, topics = model(views=views, articles=move_chunks(batch.articles, device))
+        sections, own_text, topics = model(views=views, articles=batch.articles)
         targets = [targets.to(device) for targets in (batch.classes, batch.holds, batch.decided)]
         loss = loss_of(
             sections,

@@ -14,7 +14,8 @@ from torch import nn
 
 from copydesk.encode import collate_encoded
 from copydesk.network import CopydeskModel
-from copydesk.predictor import encode_unsorted, move_batch
+from copydesk.predictor import move_batch
+from copydesk.ragged import TokenRows
 from train.config import TransformerFit
 from train.loss import LossWeights, loss_of
 from train.packs import Packs, batches_of
@@ -104,7 +105,7 @@ def _vectors(
                 [
                     torch.zeros(0, model.encoder.config.hidden_size),
                     *(
-                        encode_unsorted(model, batch, pad_id=packs.pad_id).cpu()
+                        model.encode_rows(TokenRows.of(batch)).cpu()
                         for batch in batches_of(rows, [len(row) for row in rows])
                     ),
                 ]

@@ -20,8 +20,6 @@ from copydesk.predictor import native_bfloat16
 TRAINING = 3
 """Forward once, backward twice (arXiv:2001.08361): to the inputs and to the weights."""
 
-Chunks = Sequence[tuple[torch.Tensor, torch.Tensor | None]]
-
 
 def linear_flops(module: nn.Module) -> int:
     """Return what the linear layers below a module cost a row."""
@@ -29,7 +27,7 @@ def linear_flops(module: nn.Module) -> int:
 
 
 def text_flops(config: Any, lengths: Iterable[int]) -> float:
-    """Return what the text encoder's forward pass costs, padding apart.
+    """Return what the text encoder's forward pass costs.
 
     Args:
         config: with the `hidden_size`, `intermediate_size` and `num_hidden_layers` of a BERT.
@@ -52,20 +50,6 @@ def page_flops(model: CopydeskModel, page_lengths: Iterable[int]) -> float:
     linear = linear_flops(model.page_encoders) + linear_flops(model.section_heads)
     attention = 4 * shape.page_width * shape.page_layers * shape.page_encoders
     return float(sum(length * (linear + attention * min(length, shape.window_sections)) for length in page_lengths))
-
-
-def row_lengths(chunks: Chunks) -> list[int]:
-    """Return the real tokens of each row."""
-    return [
-        length
-        for ids, mask in chunks
-        for length in ([ids.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist())
-    ]
-
-
-def padded_tokens(chunks: Chunks) -> int:
-    """Return all tokens, padding included."""
-    return sum(ids.numel() for ids, _ in chunks)
 
 
 def peak(sizes: Sequence[int], seconds: float) -> Callable[[], Sample]:

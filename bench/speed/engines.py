@@ -7,15 +7,17 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
+from transformers.modeling_outputs import BaseModelOutput
 
-from copydesk.bert import Hidden
 from copydesk.encode import collate_pages
 from copydesk.predictor import Document, Predictor, tune_malloc
-from copydesk.saved import load_saved
+from copydesk.saved import SavedModel, load_saved
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token ids and mask (rows, tokens) to hidden states (rows, tokens, width)."""
@@ -25,14 +27,13 @@ _INPUTS, _OUTPUT = ("input_ids", "attention_mask"), "hidden"
 class Engine(nn.Module):
     """Stands where the text encoder stood."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, config: Any) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.config = run, config
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Hidden:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> BaseModelOutput:
         """Return hidden states."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return Hidden(torch.from_numpy(self.run(input_ids.numpy(), mask.numpy())))
+        return BaseModelOutput(torch.from_numpy(self.run(input_ids.numpy(), attention_mask.numpy())))
 
 
 class _Hidden(nn.Module):
@@ -122,16 +123,24 @@ def _inputs(model: str, pages: Sequence[str]) -> list[list[np.ndarray]]:
     saved = load_saved(model)
     desk = Predictor(saved, device="cpu", precision="float32")
     encoded = [desk.prepare(Document(page, kind="html")).encoded for page in pages]
-    batch = collate_pages(encoded, pad_id=saved.model.encoder.config.pad_token_id or 0)
-    return [[ids.numpy(), (torch.ones_like(ids) if mask is None else mask).numpy()] for ids, mask in batch.chunks]
+    rows = collate_pages(encoded).rows
+    pad_id = saved.model.encoder.config.pad_token_id or 0
+    return [[x.numpy() for x in rows.take(part).padded(pad_id)] for part in rows.stretches(padded=True)]
+
+
+def _padded_encoder(saved: SavedModel) -> nn.Module:
+    """Return the text encoder as transformers computes it, since ONNX cannot say what ours does without padding."""
+    encoder = AutoModel.from_config(AutoConfig.for_model(**saved.model.shape.encoder))
+    encoder.load_state_dict(saved.model.encoder.state_dict(), strict=False)  # no pooler
+    return encoder.float()
 
 
 def _predictor(model: str, start: Callable[[Path], Run]) -> Predictor:
     tune_malloc()
     saved = load_saved(model)
     with tempfile.TemporaryDirectory() as folder:
-        export(saved.model.encoder, Path(folder) / "encoder.onnx")
+        export(_padded_encoder(saved), Path(folder) / "encoder.onnx")
         run = start(Path(folder) / "encoder.onnx")
     desk = Predictor(saved, device="cpu")  # whose page layers compute as ours do
-    desk.model.encoder = Engine(run)
+    desk.model.encoder = Engine(run, desk.model.encoder.config)
     return desk

@@ -7,20 +7,22 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import nn
 
 import copydesk.predictor
 from bench.speed.apart import Sample, Side
-from bench.speed.cost import Chunks, padded_tokens, page_flops, peak, row_lengths, text_flops
+from bench.speed.cost import page_flops, peak, text_flops
 from bench.speed.measure import Goal, Row, alternate, median
 from bench.speed.pages import read_pages
 from bench.speed.setup import Setup
 from copydesk.encode import PageBatch, TextEncoder
 from copydesk.predictor import Predictor, choose_precision, load
+from copydesk.ragged import TokenRows
 from copydesk.saved import read_description
 
 STEPS = {
@@ -98,7 +100,7 @@ def step_rows(setup: Setup) -> list[Row]:
             goal=Goal(0.4),
             note=f"{counts['real'] / seconds:,.0f} real tokens/s",
         ),
-        Row("real tokens of all, prediction", counts["real"] / counts["padded"], goal=Goal(0.95)),
+        Row("real tokens of all, prediction", counts["real"] / counts["computed"], goal=Goal(0.95)),
         pace,
         *(
             Row(f"share of the time: {name}", 100 * median(taken["ours"], name) / seconds, unit="%")
@@ -121,6 +123,8 @@ def ours(model: str, pages: Sequence[str]) -> Callable[[], Sample]:
             for owner, name, function in [*_steps_of(desk), *_network_of(desk, network, counts)]:
                 timed = clock.timed(STEPS[name], function)
                 stack.enter_context(patch.object(owner, name, timed))
+            count = partial(_count_computed, counts=counts)
+            stack.callback(desk.model.encoder.embeddings.register_forward_hook(count).remove)
             desk.memory.clear()
             began = time.perf_counter()
             desk.predict(pages, kind="html")
@@ -130,6 +134,10 @@ def ours(model: str, pages: Sequence[str]) -> Callable[[], Sample]:
 
     run()
     return run
+
+
+def _count_computed(_: nn.Module, __: object, hidden: torch.Tensor, *, counts: Counter[str]) -> None:
+    counts["computed"] += len(hidden)
 
 
 def _steps_of(desk: Predictor) -> list[tuple[Any, str, Callable[..., Any]]]:
@@ -148,12 +156,10 @@ def _network_of(desk: Predictor, network: Clock, counts: Counter[str]) -> list[t
     encode_rows = network.timed("network", model.encode_rows)
     each_section_logits = network.timed("network", model.each_section_logits)
 
-    def counted_rows(chunks: Chunks) -> Any:
-        lengths = row_lengths(chunks)
-        counts["real"] += sum(lengths)
-        counts["padded"] += padded_tokens(chunks)
-        counts["flops"] += int(text_flops(model.encoder.config, lengths))
-        return encode_rows(chunks)
+    def counted_rows(rows: TokenRows) -> Any:
+        counts["real"] += len(rows.ids)
+        counts["flops"] += int(text_flops(model.encoder.config, rows.lengths.tolist()))
+        return encode_rows(rows)
 
     def counted_sections(rows: Any, views: Sequence[PageBatch]) -> Any:
         counts["flops"] += int(page_flops(model, views[0].page_lengths))

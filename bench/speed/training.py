@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from bench.speed.apart import Sample, Side
-from bench.speed.cost import TRAINING, padded_tokens, page_flops, peak, row_lengths, text_flops
+from bench.speed.cost import TRAINING, page_flops, peak, text_flops
 from bench.speed.measure import Goal, Row, alternate, median
 from bench.speed.pages import read_long_articles, read_pages
 from bench.speed.setup import Setup
@@ -98,7 +98,6 @@ def _compare(setup: Setup, what: What, *, count: int) -> list[Row]:
             goal=Goal(0.33),
             note=f"{counts['real'] / seconds:,.0f} real tokens/s",
         ),
-        Row(f"real tokens of all, {NAMES[what]}", counts["real"] / counts["padded"], goal=Goal(0.95)),
     ]
 
 
@@ -183,17 +182,14 @@ def _settings(saved: SavedModel, stock: str, rows: Rows) -> TransformerFit:
 
 def _counts(saved: SavedModel, rows: Rows, settings: TransformerFit) -> Sample:
     """Return what an epoch costs, as it is packed."""
-    pad_id = saved.model.encoder.config.pad_token_id or 0
-    packs = Packs(rows.pages, rows.articles, settings=settings, epochs=1, pad_id=pad_id, num_topics=len(saved.topics))
-    real = padded = 0
+    packs = Packs(rows.pages, rows.articles, settings=settings, epochs=1, num_topics=len(saved.topics))
+    real = 0
     flops = 0.0
     for pack in (packs[i] for i in range(len(packs))):
-        chunks = [*pack.views[0].chunks, *pack.articles]
-        lengths = row_lengths(chunks)
+        lengths = [*pack.views[0].rows.lengths.tolist(), *pack.articles.lengths.tolist()]
         real += sum(lengths)
-        padded += padded_tokens(chunks)
         flops += text_flops(saved.model.encoder.config, lengths) + page_flops(saved.model, pack.views[0].page_lengths)
-    return {"real": real, "padded": padded, "flops": TRAINING * flops}
+    return {"real": real, "flops": TRAINING * flops}
 
 
 def theirs(model: str, stock: str, what: What, count: int) -> Callable[[], Sample]:

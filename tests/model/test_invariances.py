@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from copydesk import Page
-from copydesk.predictor import Predictor
+from copydesk.predictor import Precision, Predictor, load
 from tests.model.pages import BODY, HEADLINE, MENU, PAGE, page_with
 
 ROOT = Path(__file__).parents[2]
@@ -173,3 +173,20 @@ def test_a_page_without_its_tags_keeps_the_labels(desk: Predictor):
 
     assert total > 500
     assert same / total >= 0.9
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_a_page_reads_the_same_in_any_company(precision: Precision):
+    desk = load(ROOT / "models" / "released", precision=precision)
+    files = sorted((ROOT / "data" / "sample" / "pages").glob("*/*.html"))[::3]
+    pages = [path.read_text("utf-8") for path in files]
+    together = desk.predict(pages)
+    remembered = desk.predict(pages[::-1])[::-1]
+
+    for page, one, other in zip(pages, together, remembered, strict=True):
+        desk.memory.clear()
+        alone = desk.predict_one(page)
+        for company in (one, other):
+            assert answers(company) == answers(alone)
+            for found, expected in zip(company.sections, alone.sections, strict=True):
+                assert found.scores.model_dump() == pytest.approx(expected.scores.model_dump(), abs=2e-4)

@@ -1,0 +1,79 @@
+"""Attention of equal rows, and of rows of many lengths, one after the other, without padding.
+
+Knows which way is the fastest where; knows nothing of weights.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from copydesk.ragged import equal_runs
+
+_MAX_PRODUCT_TOKENS = 1_024
+"""Longest rows that are trained by products; what these keep for the way back grows with the square."""
+_MAX_SHORT_TOKENS = 48
+"""Longest rows of which there are so many numbers of so many lengths that oneDNN, which multiplies bfloat16, would make
+a product anew for most: they are multiplied in float32."""
+_MAX_SCORES = 2**21
+"""Scores that are computed at once: more do not fit the processor's cache."""
+
+
+def attend_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Return what each row gathers from its own tokens: all (tokens, heads, width), row after row.
+
+    Neighbours of equal length are computed together.
+    """
+    runs = zip(*(equal_runs(x, lengths) for x in (query, key, value)), strict=True)
+    parts = [attend(*(x.transpose(1, 2) for x in run)).transpose(1, 2) for run in runs]
+    if torch.is_grad_enabled():
+        return torch.cat([part.flatten(0, 1) for part in parts])
+    attended = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    for place, part in zip(equal_runs(attended, lengths), parts, strict=True):
+        place.copy_(part)
+    return attended
+
+
+class PaddedAttention:
+    """The same by one call for rows of all lengths: on a GPU many calls cost more than padding does."""
+
+    def __init__(self, lengths: torch.Tensor, device: torch.device) -> None:
+        """Prepare for rows of these lengths, (rows,)."""
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        self._shape = mask.shape
+        self._places = mask.flatten().nonzero()[:, 0].to(device)
+        self._mask = mask[:, None, None].to(device)
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return (tokens, heads, width) of the same."""
+        padded = self._padded(query), self._padded(key), self._padded(value)
+        attended = functional.scaled_dot_product_attention(*padded, attn_mask=self._mask)
+        return attended.transpose(1, 2).flatten(0, 1)[self._places]
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        padded = x.new_zeros(self._shape.numel(), *x.shape[1:]).index_copy(0, self._places, x)
+        return padded.unflatten(0, self._shape).transpose(1, 2)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return softmax(query @ key / sqrt(width)) @ value, all (rows, heads, tokens, width).
+
+    Where gradients are wanted in bfloat16, by plain products: PyTorch's attention for processors takes up to nine times
+    as long there (bench/LOG.md).
+    """
+    trains = torch.is_grad_enabled() and query.requires_grad
+    in_bfloat16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    _, heads, tokens, _ = query.shape
+    if not trains or not in_bfloat16 or tokens > _MAX_PRODUCT_TOKENS:
+        return functional.scaled_dot_product_attention(query, key, value)
+    some = max(1, _MAX_SCORES // max(1, heads * tokens**2))
+    parts = zip(*(x.split(some) for x in (query, key, value)), strict=True)
+    with torch.autocast("cpu", enabled=False):
+        return torch.cat([_by_products(*part) for part in parts])
+
+
+def _by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    precision = torch.float32 if query.shape[-2] <= _MAX_SHORT_TOKENS else query.dtype
+    q, k, v = (x.to(precision).flatten(0, 1) for x in (query, key, value))
+    weights = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2)).softmax(dim=-1)
+    return torch.bmm(weights, v).view(query.shape).to(query.dtype)
