@@ -273,7 +273,8 @@ class CopydeskModel(nn.Module):
         """Return mean-pooled vectors (rows, D) in float32."""
         if not len(rows.lengths):
             return torch.zeros(0, self.encoder.config.hidden_size, device=self.device)
-        parts = rows.stretches(padded=not isinstance(self.encoder, Bert))
+        pads = not isinstance(self.encoder, Bert) or self.device.type != "cpu"
+        parts = rows.stretches(padded=pads)
         vectors = torch.cat([self._mean_hidden(rows.take(part)) for part in parts])
         return vectors.index_select(0, torch.cat(parts).argsort().to(vectors.device))
 
