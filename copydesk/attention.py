@@ -3,12 +3,15 @@
 Knows which way is the fastest where; knows nothing of weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
 
 from copydesk.ragged import equal_runs
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes and returns (tokens, heads, width of a head)."""
 
 _MAX_PRODUCT_TOKENS = 1_024
 """Longest rows that are trained by products; what these keep for the way back grows with the square."""

@@ -4,7 +4,7 @@ The same numbers as transformers' `BertModel` gives without dropout, from weight
 importing transformers' takes longer than all else that happens before a first page is read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from torch.nn import functional
 
-from copydesk.attention import PaddedAttention, attend_rows
+from copydesk.attention import Attend, PaddedAttention, attend_rows
 from copydesk.ragged import TokenRows
 
 _TOKEN_STEP = 64
@@ -58,10 +58,6 @@ class Output(nn.Module):
     def forward(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Return (tokens, width)."""
         return self.LayerNorm(self.dense(x) + before)
-
-
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Takes and returns (tokens, heads, width of a head)."""
 
 
 class Attention(nn.Module):

@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from copydesk.bert import Attend, Bert
+from copydesk.attention import Attend
+from copydesk.bert import Bert
 
 Range = tuple[float, float]
 

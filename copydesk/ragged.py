@@ -1,4 +1,4 @@
-"""Rows of tokens of many lengths, one after the other, without padding.
+"""Rows of tokens of many lengths, one after the other; padded only for encoders that cannot do without.
 
 Knows where rows begin and end; knows nothing of text or weights.
 """

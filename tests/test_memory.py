@@ -104,7 +104,7 @@ def test_a_page_of_a_known_site_costs_what_is_new_on_it(tiny_model, monkeypatch)
     assert (encoded[0], encoded[2]) == (4, 1)  # those between are articles, read for topics
 
 
-def test_what_was_read_before_changes_no_label(tiny_model):
+def test_what_was_read_before_changes_no_answer(tiny_model):
     pages = ["<body><p>Gulls.</p><p>Subscribe</p>", "<body><p>Subscribe</p><p>Two gulls, and a third one.</p>"]
     fresh = Predictor(load_saved(tiny_model), max_remembered_sections=0)
     desk = copydesk.load(tiny_model)

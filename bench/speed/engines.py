@@ -131,7 +131,8 @@ def _inputs(model: str, pages: Sequence[str]) -> list[list[np.ndarray]]:
 def _padded_encoder(saved: SavedModel) -> nn.Module:
     """Return the text encoder as transformers computes it, since ONNX cannot say what ours does without padding."""
     encoder = AutoModel.from_config(AutoConfig.for_model(**saved.model.shape.encoder))
-    encoder.load_state_dict(saved.model.encoder.state_dict(), strict=False)  # no pooler
+    encoder.pooler = None
+    encoder.load_state_dict(saved.model.encoder.state_dict())
     return encoder.float()
 
 
