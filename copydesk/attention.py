@@ -4,6 +4,7 @@ Knows which way is the fastest where; knows nothing of weights.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -14,21 +15,31 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes and returns (tokens, heads, width of a head)."""
 
 _MAX_PRODUCT_TOKENS = 1_024
-"""Longest rows that are trained by products; what these keep for the way back grows with the square."""
+"""Longest rows that are multiplied by plain products; what these keep for the way back grows with the square."""
+_MIN_READ_TOKENS = 192
+"""Shortest rows whose products pay when nothing is learnt: oneDNN makes a bfloat16 product anew for each shape, and
+below there are many lengths of few rows each."""
 _MAX_SHORT_TOKENS = 48
-"""Longest rows of which there are so many numbers of so many lengths that oneDNN, which multiplies bfloat16, would make
-a product anew for most: they are multiplied in float32."""
+"""Longest rows of which there are so many numbers of so many lengths that training multiplies them in float32, where no
+product is made anew."""
 _MAX_SCORES = 2**21
 """Scores that are computed at once: more do not fit the processor's cache."""
 
 
-def attend_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+def attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    long_rows_in: torch.dtype | None = None,
+) -> torch.Tensor:
     """Return what each row gathers from its own tokens: all (tokens, heads, width), row after row.
 
-    Neighbours of equal length are computed together.
+    Neighbours of equal length are computed together; for `long_rows_in` see `attend`.
     """
     runs = zip(*(equal_runs(x, lengths) for x in (query, key, value)), strict=True)
-    parts = [attend(*(x.transpose(1, 2) for x in run)).transpose(1, 2) for run in runs]
+    attend_run = partial(attend, long_rows_in=long_rows_in)
+    parts = [attend_run(*(x.transpose(1, 2) for x in run)).transpose(1, 2) for run in runs]
     if torch.is_grad_enabled():
         return torch.cat([part.flatten(0, 1) for part in parts])
     attended = torch.empty(value.shape, dtype=value.dtype, device=value.device)
@@ -58,25 +69,33 @@ class PaddedAttention:
         return padded.unflatten(0, self._shape).transpose(1, 2)
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, long_rows_in: torch.dtype | None = None
+) -> torch.Tensor:
     """Return softmax(query @ key / sqrt(width)) @ value, all (rows, heads, tokens, width).
 
-    Where gradients are wanted in bfloat16, by plain products: PyTorch's attention for processors takes up to nine times
-    as long there (bench/LOG.md).
+    In bfloat16, where gradients are wanted or rows are long, by plain products: PyTorch's attention for processors
+    takes up to nine times as long there (bench/LOG.md).
+
+    Args:
+        query: what is looked for.
+        key: what it is looked for in.
+        value: what is gathered.
+        long_rows_in: precision that long rows may be multiplied in, where it is not that of the input.
     """
     trains = torch.is_grad_enabled() and query.requires_grad
-    in_bfloat16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    _, heads, tokens, _ = query.shape
-    if not trains or not in_bfloat16 or tokens > _MAX_PRODUCT_TOKENS:
+    in_bfloat16 = query.device.type == "cpu" and torch.bfloat16 in {query.dtype, long_rows_in}
+    tokens = query.shape[-2]
+    if not in_bfloat16 or not (0 if trains else _MIN_READ_TOKENS) <= tokens <= _MAX_PRODUCT_TOKENS:
         return functional.scaled_dot_product_attention(query, key, value)
-    some = max(1, _MAX_SCORES // max(1, heads * tokens**2))
-    parts = zip(*(x.split(some) for x in (query, key, value)), strict=True)
+    precision = torch.float32 if tokens <= _MAX_SHORT_TOKENS else torch.bfloat16
+    count = max(1, _MAX_SCORES // max(1, tokens**2))
+    matrices = (x.to(precision).flatten(0, 1).split(count) for x in (query, key, value))
     with torch.autocast("cpu", enabled=False):
-        return torch.cat([_by_products(*part) for part in parts])
+        attended = torch.cat([_by_products(*some) for some in zip(*matrices, strict=True)])
+    return attended.view(query.shape).to(value.dtype)
 
 
 def _by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    precision = torch.float32 if query.shape[-2] <= _MAX_SHORT_TOKENS else query.dtype
-    q, k, v = (x.to(precision).flatten(0, 1) for x in (query, key, value))
-    weights = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2)).softmax(dim=-1)
-    return torch.bmm(weights, v).view(query.shape).to(query.dtype)
+    weights = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2)).softmax(dim=-1)
+    return torch.bmm(weights, value)

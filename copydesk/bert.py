@@ -136,7 +136,8 @@ class Bert(nn.Module):
         x = self.embeddings(ids, positions)
         attend: Attend
         if device.type == "cpu":
-            attend = partial(attend_rows, lengths=[*lengths, filler] if filler else lengths)  # a row of its own
+            held = [*lengths, filler] if filler else lengths  # what fills up is a row of its own
+            attend = partial(attend_rows, lengths=held, long_rows_in=x.dtype)
         else:
             attend = PaddedAttention(rows.lengths, device)
         for layer in self.encoder["layer"].children():

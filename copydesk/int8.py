@@ -90,8 +90,7 @@ class Int8Linear(nn.Module):
 class Int8Layer(nn.Module):
     """A `Layer` whose projections multiply integers; sums and norms stay as they are.
 
-    Attention is computed in float32: in bfloat16 its last digits depend on the padding, and rounding to integers makes
-    them many times larger.
+    Attention reads float32, which is fastest for short rows; long ones may be multiplied in the input's precision.
     """
 
     def __init__(self, layer: Any, ranges: LayerRanges) -> None:

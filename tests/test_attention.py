@@ -26,11 +26,27 @@ def test_attention_is_that_of_pytorch_and_so_are_its_gradients(dtype, rows, toke
     torch.testing.assert_close(*answers, rtol=rtol, atol=atol)
 
 
-def test_attention_that_is_only_read_is_pytorchs_own():
-    inputs = make_inputs(5, 2, 7, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [7, 1_030])
+def test_attention_that_is_only_read_is_pytorchs_own(dtype, tokens):
+    inputs = [tensor.to(dtype) for tensor in make_inputs(5, 2, tokens, 8)]
     expected = functional.scaled_dot_product_attention(*inputs)
     with torch.inference_mode():
-        assert torch.equal(attend(*inputs), expected)
+        assert torch.equal(attend(*inputs, torch.bfloat16), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_rows_that_are_only_read_may_be_multiplied_in_bfloat16(dtype):
+    inputs = make_inputs(3, 2, 800, 8)  # more scores than are computed at once
+    expected = functional.scaled_dot_product_attention(*inputs)
+    with torch.inference_mode():
+        found = attend(*(tensor.to(dtype) for tensor in inputs), torch.bfloat16)
+        alone = attend(*(tensor[1:2].to(dtype) for tensor in inputs), torch.bfloat16)
+
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    assert not torch.equal(found.float(), expected)
+    assert torch.equal(alone, found[1:2])
 
 
 def expected_of(inputs: list[torch.Tensor]) -> torch.Tensor:
