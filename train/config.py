@@ -183,6 +183,9 @@ class TransformerFit(Part):
     """Epochs of the models that score the other folds for thresholds and temperatures; 0: none does."""
     folds_at_once: PositiveInt = 2
     """Folds that one of those models leaves out."""
+    refit: bool = False
+    """Train once more, on training and validation pages together, when all is chosen: the model to ship, `models/NAME/
+    refit`. Temperatures and thresholds are those of the model before, and only test can say how good it is."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 where the processor multiplies it natively."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -302,7 +305,7 @@ class Sweep(Part):
     seed: int = 0
 
 
-_NOT_SWEPT = ("fit.kind", "release.name", "release.register_model")
+_NOT_SWEPT = ("fit.kind", "fit.refit", "release.name", "release.register_model")
 
 
 class Experiment(Part):
@@ -333,9 +336,14 @@ class Experiment(Part):
         return self
 
     @property
+    def is_refit(self) -> bool:
+        """Tell whether validation pages train, too."""
+        return isinstance(self.fit, TransformerFit) and self.fit.refit
+
+    @property
     def title(self) -> str:
         """Name of its MLflow run."""
-        return self.name
+        return f"{self.name}-refit" if self.is_refit else self.name
 
     @property
     def prepared(self) -> Path:
@@ -345,7 +353,12 @@ class Experiment(Part):
     @property
     def folder(self) -> Path:
         """Folder of all that is made of the prepared splits."""
-        return Path("models") / self.name
+        return Path("models") / self.name / ("refit" if self.is_refit else "")
+
+    @property
+    def before_refit(self) -> "Experiment":
+        """The same without the refit."""
+        return Experiment.model_validate(with_settings(self, {"fit.refit": False}))
 
     @property
     def fitted(self) -> Path:

@@ -61,8 +61,14 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     Raises:
         FileNotFoundError: an earlier stage has not run.
         ModelError: the released folder cannot be trusted or understood.
+        ValueError: the model trained on what it is to be scored on.
     """
     settings = experiment.evaluate
+    if experiment.is_refit and settings.split == "validation":
+        raise ValueError(
+            f"{experiment.folder} trained on validation (fit.refit), expected evaluate.split: test. What validation "
+            f"says of its settings is in {experiment.before_refit.evaluated}"
+        )
     rows = list(load_rows(experiment.prepared, "pages", settings.split))
     articles = list(load_rows(experiment.prepared, "articles", settings.split))
     predictor = load_predictor(experiment)

@@ -1,4 +1,4 @@
-"""Stage 2: fine-tune, keep the best on validation.
+"""Stage 2: fine-tune, keep the best on validation; with `fit.refit`, fine-tune once more on validation pages, too.
 
 Knows which rows train and which are held out; knows nothing of thresholds or model folders. Writes the trained tensors,
 `fit.json` (what they are, and the ranges of what the encoder computes on held-out rows), `made_of.json` (settings,
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def fit(experiment: Experiment, *, resume: bool = False, callbacks: Sequence[Tra
     """
     settings = experiment.fit
     processes = join(choose_device("cpu" if isinstance(settings, BaselineFit) else settings.device))
+    if experiment.is_refit:
+        check_refit(experiment)
     if processes.is_main_process:
         resume = _begin(experiment, resume=resume)
     processes.wait_for_everyone()
@@ -78,8 +81,13 @@ def _begin(experiment: Experiment, *, resume: bool) -> bool:
     folder, settings = experiment.fitted, experiment.fit
     if not resume or isinstance(settings, BaselineFit):  # which takes seconds
         shutil.rmtree(folder, ignore_errors=True)
-    made_of = {f"fit.{name}": value for name, value in settings.model_dump(mode="json").items()}
-    return checkpoints.check_same(folder / MADE_OF, made_of | hashes_of_what_is_read(experiment))
+    return checkpoints.check_same(folder / MADE_OF, what_makes(experiment))
+
+
+def what_makes(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings and the hashes on which every step depends."""
+    settings = {f"fit.{name}": value for name, value in experiment.fit.model_dump(mode="json").items()}
+    return settings | hashes_of_what_is_read(experiment)
 
 
 def hashes_of_what_is_read(experiment: Experiment) -> dict[str, str]:
@@ -97,33 +105,46 @@ def _fit_transformer(
     topics = read_topics(experiment.prepare.topics)
     folder = encoder_folder(settings.encoder)
     pages = {split: load_rows(experiment.prepared, "pages", split) for split in ("train", "validation")}
-    hints = choose_hints(pages["train"], min_sites=settings.min_hint_sites)
+    learnt = list(pages) if settings.refit else ["train"]
+    hints = choose_hints(chain.from_iterable(pages[split] for split in learnt), min_sites=settings.min_hint_sites)
     encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding, hints)
-    train, validation = (
-        Rows(*encode_rows(rows, load_rows(experiment.prepared, "articles", split), encoder=encoder, topics=topics))
-        for split, rows in pages.items()
-    )
-    for name, rows in (("train", train), ("validation", validation)):
-        if not rows.pages:
+    rows = {
+        split: Rows(
+            *encode_rows(read, load_rows(experiment.prepared, "articles", split), encoder=encoder, topics=topics)
+        )
+        for split, read in pages.items()
+    }
+    for split, found in rows.items():
+        if not found.pages:
             raise ValueError(
-                f"{experiment.prepared} has no {name} pages, expected some of each split: give pages of more sites"
+                f"{experiment.prepared} has no {split} pages, expected some of each split: give pages of more sites"
             )
+    validation = rows["validation"]
+    train = Rows.joined([rows[split] for split in learnt])
     if settings.cleaned_share:
         random = np.random.default_rng(settings.seed)
-        train.pages.extend(cleaned_copies(pages["train"], encoder=encoder, random=random))
+        for split in learnt:
+            train.pages.extend(cleaned_copies(pages[split], encoder=encoder, random=random))
     fitting = Fitting(settings, folder, topics, num_hints=len(hints))
     working = experiment.fitted / CHECKPOINTS
-    told = [tracking.trainer_callback(run), *callbacks]
-    trainer = fitting.run(train, validation, epochs=settings.epochs, output=working / "main", callbacks=told)
+    trainer = fitting.run(
+        train,
+        None if settings.refit else validation,
+        epochs=settings.epochs,
+        output=working / "main",
+        callbacks=[tracking.trainer_callback(run), *callbacks],
+    )
     held_out = []
     if fitting.processes.is_main_process:
-        model = trainer.best_model()
+        model = trainer.network if settings.refit else trainer.best_model()
         trained = trained_tensors(model)
         save_file(trained, experiment.fitted / WEIGHTS)
         with measured(model.encoder) as ranges:
             held_out.append(held_out_scores(fitting, model, validation))
-    if settings.out_of_fold_epochs:
-        everything = Rows(train.pages + validation.pages, train.articles + validation.articles)
+    if settings.refit:
+        held_out = [_held_out_before(experiment)]
+    elif settings.out_of_fold_epochs:
+        everything = Rows.joined([train, validation])
         held_out += score_other_folds(fitting, everything, num_folds=experiment.prepare.num_folds, output=working)
     if not fitting.processes.is_main_process:
         return {}
@@ -136,11 +157,41 @@ def _fit_transformer(
         "hints": hints,
         "ranges": [layer.model_dump(mode="json") for layer in ranges] or None,
         "lora_scale": 1.0 if settings.tuning == "lora" else None,
-        "best_step": trainer.state.best_global_step,
+        "best_step": trainer.state.best_global_step or trainer.state.global_step,
         "steps": trainer.state.global_step,
         "validation_macro_f1": trainer.state.best_metric,
         "trained_parameters": sum(tensor.numel() for tensor in trained.values()),
     }
+
+
+def check_refit(experiment: Experiment) -> None:
+    """See to it that these settings were fitted, and so could be judged, before validation pages train.
+
+    Raises:
+        FileNotFoundError: they were not.
+        ValueError: others were.
+    """
+    before = experiment.before_refit
+    noted = before.fitted / MADE_OF
+    if not (before.fitted / SUMMARY).is_file() or not noted.is_file():
+        raise FileNotFoundError(
+            f"there is no {before.fitted / SUMMARY}, by which a refit is calibrated: run the stages without fit.refit "
+            "first"
+        )
+    made_of = json.loads(noted.read_text("utf-8"))
+    now = what_makes(before)
+    if changed := sorted(
+        name for name in made_of.keys() & now.keys() if made_of[name] != now[name] and name != "fit.seed"
+    ):
+        raise ValueError(
+            f"{before.fitted} was fitted with other {', '.join(changed)}: a refit repeats what validation has judged, "
+            "so restore them, or run the stages without fit.refit again"
+        )
+
+
+def _held_out_before(experiment: Experiment) -> dict[str, np.ndarray]:
+    with np.load(experiment.before_refit.fitted / HELD_OUT) as held_out:
+        return dict(held_out)
 
 
 def score_other_folds(fitting: Fitting, rows: Rows, *, num_folds: int, output: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -190,7 +241,10 @@ def main() -> None:
         sys.exit(f"fit: {error}")
     leave()
     if first:
-        log.info("best macro F1 %.4f at step %s", summary["validation_macro_f1"], summary.get("best_step"))
+        if experiment.is_refit:
+            log.info("fitted again in %d steps; read test when it ships", summary["steps"])
+        else:
+            log.info("best macro F1 %.4f at step %s", summary["validation_macro_f1"], summary.get("best_step"))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ class Rows:
     pages: list[TrainingPage]
     articles: list[TrainingArticle]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Return the rows of all parts."""
+        return cls([row for part in parts for row in part.pages], [row for part in parts for row in part.articles])
+
     def marks(self, name: str, *, num_topics: int) -> np.ndarray:
         """Return (articles, topics): `holds` or `decided`."""
         marks = [getattr(article, name) for article in self.articles]
