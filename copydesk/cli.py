@@ -285,6 +285,7 @@ def _facts(folder: Path, manifest: "Manifest", description: "Description") -> di
         "classes": description.classes,
         "section_temperature": description.section_temperature,
         "topic_temperature": description.topic_temperature,
+        "headline_share": description.headline_share,
         "topics": [
             {"id": topic.id, "name": topic.name, "parent": topic.parent, "threshold": threshold}
             for topic, threshold in zip(description.topics, description.thresholds, strict=True)

@@ -32,6 +32,29 @@ def label_scores(probabilities: np.ndarray) -> np.ndarray:
     return scores
 
 
+def expecting_headline(probabilities: np.ndarray, *, share: float) -> np.ndarray:
+    """Return the probabilities of a page's sections, knowing how many articles have a headline.
+
+    Sections are judged one by one. Where they say together that a page with an article may well have no headline, those
+    most like one become likelier, by Jeffrey's rule of conditioning.
+
+    Args:
+        probabilities: (sections, classes).
+        share: of the pages with body text, those that have a headline; 0: it is not known.
+    """
+    has_body = 1 - np.prod(1 - probabilities[:, _BODY_CLASS])
+    is_other = 1 - probabilities[:, _HEADLINE]
+    has_none = np.prod(is_other)
+    if has_body < 0.5 or not 1e-6 < 1 - has_none < share:
+        return probabilities
+    has_one_elsewhere = 1 - has_none / is_other
+    with_one = probabilities * has_one_elsewhere[:, None] / (1 - has_none)
+    with_one[:, _HEADLINE] = probabilities[:, _HEADLINE] / (1 - has_none)
+    with_none = probabilities / is_other[:, None]
+    with_none[:, _HEADLINE] = 0
+    return share * with_one + (1 - share) * with_none
+
+
 def headlines_from(probabilities: np.ndarray) -> np.ndarray:
     """Mark (sections,) those labelled body that are rather headline than running text."""
     is_body = label_scores(probabilities).argmax(axis=1) == _BODY

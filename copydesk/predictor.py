@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from copydesk import int8
-from copydesk.decode import article_of, class_probabilities, list_topics, page_from, topic_probabilities
+from copydesk.decode import (
+    article_of,
+    class_probabilities,
+    expecting_headline,
+    list_topics,
+    page_from,
+    topic_probabilities,
+)
 from copydesk.detect import Kind
 from copydesk.encode import EncodedPage, PageBatch, TextEncoder, collate_distinct
 from copydesk.int8 import LayerRanges
@@ -290,9 +297,8 @@ class Predictor:
             return [FailedPage(source=batch[0].document.source, error=reason)]
 
     def _predict_batch(self, batch: Sequence[PreparedPage]) -> list[Page]:
-        temperature = self.saved.description.section_temperature
         logits = self.section_logits([item.encoded for item in batch])
-        probabilities = [class_probabilities(page, temperature=temperature) for page in logits]
+        probabilities = [self._class_probabilities(page) for page in logits]
         articles = [article_of(item.raw, page) for item, page in zip(batch, probabilities, strict=True)]
         topics = list_topics(
             self.topic_probabilities(["\n".join(article) for article in articles]),
@@ -311,6 +317,11 @@ class Predictor:
             )
             for item, article, page, found in zip(batch, articles, probabilities, topics, strict=True)
         ]
+
+    def _class_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        description = self.saved.description
+        probabilities = class_probabilities(logits, temperature=description.section_temperature)
+        return expecting_headline(probabilities, share=description.headline_share)
 
     def topic_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Return calibrated (articles, topics) of articles: headline, line break, body."""

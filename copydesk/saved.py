@@ -72,6 +72,8 @@ class Description(_Part):
     """Probability from which each topic is assigned."""
     section_temperature: float = Field(gt=0)
     topic_temperature: float = Field(gt=0)
+    headline_share: float = Field(default=0.0, ge=0, le=1)
+    """Of the pages with body text, those that have a headline; 0: it is not known."""
     base: Base | None
     """Null: the folder stands alone."""
     ranges: list[LayerRanges] | None = None

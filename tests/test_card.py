@@ -29,7 +29,8 @@ CALIBRATION = Calibration(
     num_articles=20,
 )
 COUNTS = {name: dict.fromkeys(CLASSES, 7) for name in ("sections", "pages_with")}
-REPORT = {"splits": {"train": {"pages": 12, "articles": 3, "sites": 5, **COUNTS}}}
+VALIDATION = {"pages": 2, "articles": 1, "sites": 1, "sections": {"body": 5}, "pages_with": {"body": 2}}
+REPORT = {"splits": {"train": {"pages": 12, "articles": 3, "sites": 5, **COUNTS}, "validation": VALIDATION}}
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SUMMARY = {"kind": "transformer", "encoder": ENCODER, "trained_parameters": 13}
 
@@ -67,6 +68,17 @@ def result(split: str = "validation") -> dict[str, Any]:
             "slices": [{"slice": "language: de", **one, **rare, "pages_with_topics": 0}],
         },
     }
+
+
+def test_a_refit_counts_validation_pages_and_says_whose_scores_are_whose():
+    before, after = card(), card("fit.refit=true")
+
+    assert "12 pages and 3 articles of 5 sites" in before
+    assert "14 pages and 4 articles of 6 sites" in after
+    assert f"| body | {EXAMPLES['body']} | 12 | 9 |" in after
+    assert f"| paywall | {EXAMPLES['paywall']} | 7 | 7 |" in after
+    assert "fitted again" in after
+    assert "fitted again" not in before
 
 
 def test_the_front_matter_says_what_the_hub_asks_for():

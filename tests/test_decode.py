@@ -1,9 +1,12 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
 from copydesk.decode import (
     article_of,
     class_probabilities,
+    expecting_headline,
     headlines_from,
     label_scores,
     list_topics,
@@ -51,6 +54,37 @@ def test_large_logits_overflow_nothing():
     probabilities = class_probabilities(np.array([[1e4, -1e4, 0, 0, 0]], dtype=np.float32), temperature=0.5)
 
     np.testing.assert_array_equal(probabilities, [[1, 0, 0, 0, 0]])
+
+
+def test_an_article_is_likely_to_have_a_headline():
+    # Headline, body, boilerplate, paywall, sponsored.
+    page = np.array([[0.2, 0.1, 0.5, 0.1, 0.1], [0.0, 0.9, 0.1, 0, 0], [0.1, 0.1, 0.5, 0.3, 0.0]])
+    joint = {True: np.zeros_like(page), False: np.zeros_like(page)}
+    for chosen in product(range(len(CLASSES)), repeat=len(page)):
+        mass = page[np.arange(len(page)), chosen].prod()
+        joint[0 in chosen][np.arange(len(page)), chosen] += mass
+    parts = {found: table / table.sum(axis=1, keepdims=True) for found, table in joint.items()}
+
+    found = expecting_headline(page, share=0.9)
+
+    np.testing.assert_allclose(found, 0.9 * parts[True] + 0.1 * parts[False])
+    np.testing.assert_allclose(1 - np.prod(1 - parts[True][:1, 0]), 0.2 / 0.28)
+    assert found[0].argmax() == 0
+    assert found[2].argmax() == 2
+
+
+@pytest.mark.parametrize(
+    ("page", "share"),
+    [
+        (surely("headline", "body"), 0.9),  # it has one
+        (surely("body", "body"), 0.9),  # nothing is like one
+        (np.full((1, 5), 0.2), 0.9),  # there may be no article
+        (np.array([[0.2, 0.8, 0, 0, 0]]), 0.0),  # nobody knows
+        (np.zeros((0, 5)), 0.9),
+    ],
+)
+def test_other_pages_are_left_as_they_are(page, share):
+    np.testing.assert_array_equal(expecting_headline(page, share=share), page)
 
 
 def test_a_page_without_sections_has_no_probabilities():

@@ -191,3 +191,17 @@ def test_a_champion_without_counts_is_scored_again(workplace: Path, capsys: pyte
     file = second.prepared / "pages/validation.parquet"
     pyarrow.parquet.write_table(pyarrow.parquet.read_table(file).slice(1), file)
     assert "may have trained on these" in fails(capsys)
+
+
+def test_a_refit_is_not_compared_on_what_it_trained_on(workplace: Path, capsys: pytest.CaptureFixture[str]):
+    settings = ["fit.epochs=1", "release.register_model=true"]
+    for refit in ("false", "true"):
+        experiment = load_experiment("tiny.yaml", [*settings, f"fit.refit={refit}"])
+        fit(experiment)
+        release(experiment)
+        capsys.readouterr()
+        if refit == "false":
+            assert promote.main(MODEL) == 0
+
+    assert "version 2 was fitted again on validation pages" in fails(capsys)
+    assert champion(connect()[0]) == "1"

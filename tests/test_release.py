@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from copydesk.decode import class_probabilities, topic_probabilities
 from copydesk.labels import CLASSES, TopicInfo, TopicList
-from train.release import GRID, calibrate, choose_thresholds
+from train.release import GRID, calibrate, choose_thresholds, headline_share
 
 FLAT = TopicList([TopicInfo(id=f"t:{i}", slug=f"s{i}", name=f"n{i}") for i in range(3)])
 FAMILY = TopicList(
@@ -75,6 +75,14 @@ def test_what_was_chosen_from_is_counted(random):
 
     assert (found.num_sections, found.num_articles) == (300, 100)
     assert found.positives.tolist() == (held_out["holds"] * held_out["decided"]).sum(axis=0).tolist()
+
+
+def test_only_pages_with_body_text_say_how_many_have_a_headline():
+    headline, body, boilerplate = map(CLASSES.index, ("headline", "body", "boilerplate"))
+    articles = [[headline, body], [boilerplate, body, body], [body, headline, headline]]
+
+    assert headline_share([*articles, [headline, boilerplate], []]) == pytest.approx(3 / 5)
+    assert headline_share([]) == 0.5
 
 
 def choose(probabilities: np.ndarray, holds: np.ndarray, **changes: Any) -> tuple[np.ndarray, np.ndarray]:

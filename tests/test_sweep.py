@@ -199,6 +199,8 @@ def test_a_sweep_that_cannot_be_is_refused_with_what_to_do(workplace: Path, monk
         sweep.search(load_experiment("tiny.yaml"), num_trials=1)
     with pytest.raises(StudyError, match=r"evaluate\.split is test"):
         sweep.search(load_experiment("tiny.yaml", [*BASELINE, "evaluate.split=test"]), num_trials=1)
+    with pytest.raises(StudyError, match=r"fit\.refit trains on validation"):
+        sweep.repeat(load_experiment("tiny.yaml", ["fit.refit=true"]), num_seeds=2)
     for storage in ("nonsense", "sqlite:////nowhere/sweeps.db"):
         with pytest.raises(SystemExit, match=f"^sweep: the storage {storage} cannot be used"):
             sweep.main(["--config", "tiny.yaml", "--seeds", "2", "--storage", storage])

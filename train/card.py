@@ -3,7 +3,8 @@
 Knows Markdown and the front matter that the Hugging Face hub reads; knows nothing of how the numbers come about.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def card_of(
         experiment=experiment,
         name=settings.name,
         summary={"encoder": None, "trained_parameters": None, **summary},
-        train=report["splits"]["train"],
+        train=_counted([report["splits"][split] for split in experiment.learnt]),
         license=settings.license,
         languages=settings.languages,
         is_transformer=is_transformer,
@@ -87,6 +88,14 @@ def card_of(
         metrics=["f1"],
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def _counted(parts: Sequence[Any]) -> dict[str, Any]:
+    """Add up what is said of splits, which share no site."""
+    return {
+        **{name: sum(part[name] for part in parts) for name in ("pages", "articles", "sites")},
+        **{name: sum((Counter(part[name]) for part in parts), Counter()) for name in ("sections", "pages_with")},
+    }
 
 
 def _hub_id(encoder: str | None) -> str | None:

@@ -341,6 +341,11 @@ class Experiment(Part):
         return isinstance(self.fit, TransformerFit) and self.fit.refit
 
     @property
+    def learnt(self) -> list[str]:
+        """Splits that train."""
+        return ["train", "validation"] if self.is_refit else ["train"]
+
+    @property
     def title(self) -> str:
         """Name of its MLflow run."""
         return f"{self.name}-refit" if self.is_refit else self.name

@@ -90,7 +90,7 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     if settings.split == "test":
         scores["reads"] = _count_read(experiment, predictor.info.version)
     result = {
-        "experiment": experiment.name,
+        "experiment": experiment.title,
         "split": settings.split,
         "model": predictor.info.model_dump(),
         "device": device_of(predictor),
@@ -248,7 +248,7 @@ def _article_scores(
 def _count_read(experiment: Experiment, version: str) -> int:
     """Record that test was read, and return how often it has been."""
     TEST_READS.parent.mkdir(exist_ok=True)
-    read = {"date": datetime.now(UTC).date().isoformat(), "experiment": experiment.name, "version": version}
+    read = {"date": datetime.now(UTC).date().isoformat(), "experiment": experiment.title, "version": version}
     with TEST_READS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(read) + "\n")
     return len(TEST_READS.read_text("utf-8").splitlines())

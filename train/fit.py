@@ -105,7 +105,7 @@ def _fit_transformer(
     topics = read_topics(experiment.prepare.topics)
     folder = encoder_folder(settings.encoder)
     pages = {split: load_rows(experiment.prepared, "pages", split) for split in ("train", "validation")}
-    learnt = list(pages) if settings.refit else ["train"]
+    learnt = experiment.learnt
     hints = choose_hints(chain.from_iterable(pages[split] for split in learnt), min_sites=settings.min_hint_sites)
     encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding, hints)
     rows = {

@@ -28,6 +28,7 @@ from train.config import Experiment
 from train.counts import Counts, page_table
 from train.evaluate import score_pages
 from train.gate import NAMES, Cost, Difference, Verdict, compare, judge
+from train.release import TRAINED_ON
 from train.rows import load_rows, resplit
 from train.sources.articles import read_topics
 from train.store import Store, StoreError, Version, connect, read_artifact, registered, write_metrics
@@ -168,6 +169,11 @@ def _experiment(store: Store, version: Version) -> Experiment:
 
 def _score_again(folder: Path, version: Version, experiment: Experiment) -> list[dict[str, Any]]:
     """Score a model on prepared validation pages, if these are the ones that it did not train on."""
+    if "validation" in read_manifest(folder).run.get(TRAINED_ON, ""):
+        raise GateError(
+            f"version {version.version} was fitted again on validation pages (fit.refit), so only test can judge it: "
+            "compare the model of the same settings before it, and move the alias by hand"
+        )
     log.info("version %s has no counts by page: scoring %s", version.version, experiment.prepared)
     file = experiment.prepared / "pages" / "validation.parquet"
     pages = load_rows(experiment.prepared, "pages", "validation")

@@ -9,8 +9,10 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,16 @@ from train.arguments import experiment_from_arguments
 from train.card import card_of
 from train.config import Experiment, TransformerFit
 from train.metrics import expected_calibration_error, labels_of
+from train.rows import load_rows
 from train.sources.articles import read_topics
 
 log = logging.getLogger(__name__)
 
+_HEADLINE, _BODY = map(CLASSES.index, ("headline", "body"))
 NUM_FOLDS = 5
 GRID = np.arange(0.05, 0.951, 0.01)
+TRAINED_ON = "trained_on"
+"""Key of the splits that a model trained on, in its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +219,9 @@ def _write_folder(
         names = CopydeskModel(network).state_dict()
     base = encoder_folder(settings.encoder, sha256=summary["encoder_sha256"])
     dtype = torch.bfloat16 if experiment.release.weights == "bfloat16" else torch.float32
+    learnt = chain.from_iterable(
+        load_rows(experiment.prepared, "pages", split)["classes"] for split in experiment.learnt
+    )
     description = Description(
         network=network,
         encoding=settings.encoding,
@@ -222,6 +231,7 @@ def _write_folder(
         thresholds=calibration.thresholds.tolist(),
         section_temperature=calibration.section_temperature,
         topic_temperature=calibration.topic_temperature,
+        headline_share=headline_share(learnt),
         base=Base(
             name=settings.encoder,
             sha256=summary["encoder_sha256"],
@@ -242,9 +252,19 @@ def _write_folder(
     )
 
 
+def headline_share(pages: Iterable[Sequence[int]]) -> float:
+    """Return how many of the pages with body text have a headline, by Laplace's rule of succession.
+
+    Args:
+        pages: the classes of the sections of each.
+    """
+    articles = [classes for classes in pages if _BODY in classes]
+    return (sum(_HEADLINE in classes for classes in articles) + 1) / (len(articles) + 2)
+
+
 def provenance(experiment: Experiment) -> dict[str, str]:
-    """Return what made a model: experiment, git commit, hashes of the prepared data, MLflow run."""
-    found = {"experiment": experiment.name, "git_commit": git_commit()}
+    """Return what made a model: experiment, git commit, prepared data by hash and what of it trained, MLflow run."""
+    found = {"experiment": experiment.name, "git_commit": git_commit(), TRAINED_ON: ", ".join(experiment.learnt)}
     for path in sorted(experiment.prepared.glob("*/*.parquet")):
         found[f"data/{path.relative_to(experiment.prepared).with_suffix('').as_posix()}"] = sha256_of(path)
     run = experiment.fitted / "run.json"

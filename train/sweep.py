@@ -119,6 +119,8 @@ def _open(experiment: Experiment, name: str, *, storage: str) -> tuple[optuna.St
         raise StudyError("a sweep does not run under torchrun: start several sweeps with one --storage instead")
     if experiment.evaluate.split != "validation":
         raise StudyError("evaluate.split is test, which chooses nothing: set it to validation")
+    if experiment.is_refit:
+        raise StudyError("fit.refit trains on validation, by which trials are compared: set it to false")
     if not (experiment.prepared / "report.json").is_file():
         prepare(experiment)
     made_of = tracking.flatten(experiment.model_dump(mode="json")) | hashes_of_what_is_read(experiment)

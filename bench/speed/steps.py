@@ -33,6 +33,7 @@ STEPS = {
     "each_section_logits": "page layers",
     "topic_logits": "topics",
     "class_probabilities": "decode",
+    "expecting_headline": "decode",
     "article_of": "decode",
     "topic_probabilities": "decode",
     "list_topics": "decode",
