@@ -33,26 +33,34 @@ def label_scores(probabilities: np.ndarray) -> np.ndarray:
 
 
 def expecting_headline(probabilities: np.ndarray, *, share: float) -> np.ndarray:
-    """Return the probabilities of a page's sections, knowing how many articles have a headline.
+    """Return the probabilities of a page's sections, knowing how many pages with body text have a headline.
 
-    Sections are judged one by one. Where they say together that a page with an article may well have no headline, those
-    most like one become likelier, by Jeffrey's rule of conditioning.
+    Sections are judged one by one. Where they say together that there is body text and yet hardly a headline, what is
+    most like one becomes likelier (by Jeffrey's rule of conditioning, exactly), as far as body text is left beside it.
 
     Args:
         probabilities: (sections, classes).
         share: of the pages with body text, those that have a headline; 0: it is not known.
     """
-    has_body = 1 - np.prod(1 - probabilities[:, _BODY_CLASS])
-    is_other = 1 - probabilities[:, _HEADLINE]
-    has_none = np.prod(is_other)
-    if has_body < 0.5 or not 1e-6 < 1 - has_none < share:
+    headline, body = probabilities[:, _HEADLINE], probabilities[:, _BODY_CLASS]
+    logs = np.log(np.clip(1 - np.stack([headline, body, headline + body]), 1e-12, 1))
+    no_headline, no_body, neither = np.exp(logs.sum(axis=1))
+    with_body = 1 - no_body
+    with_both = with_body - no_headline + neither
+    if not 1e-6 < with_both < share * with_body:
         return probabilities
-    has_one_elsewhere = 1 - has_none / is_other
-    with_one = probabilities * has_one_elsewhere[:, None] / (1 - has_none)
-    with_one[:, _HEADLINE] = probabilities[:, _HEADLINE] / (1 - has_none)
-    with_none = probabilities / is_other[:, None]
-    with_none[:, _HEADLINE] = 0
-    return share * with_one + (1 - share) * with_none
+    # Of each section and class: its probability together with what the page then has.
+    no_headline, no_body, neither = np.exp(logs.sum(axis=1, keepdims=True) - logs)[:, :, None]  # elsewhere
+    beside_body = probabilities * (1 - no_body)
+    beside_body[:, _BODY_CLASS] = body
+    beside_both = probabilities * (1 - no_headline - no_body + neither)
+    beside_both[:, _HEADLINE] = headline * (1 - no_body[:, 0])
+    beside_both[:, _BODY_CLASS] = body * (1 - no_headline[:, 0])
+    return (
+        share * with_body / with_both * beside_both
+        + (1 - share) * with_body / (with_body - with_both) * (beside_body - beside_both)
+        + (probabilities - beside_body)
+    )
 
 
 def headlines_from(probabilities: np.ndarray) -> np.ndarray:

@@ -58,19 +58,20 @@ def test_large_logits_overflow_nothing():
 
 def test_an_article_is_likely_to_have_a_headline():
     # Headline, body, boilerplate, paywall, sponsored.
-    page = np.array([[0.2, 0.1, 0.5, 0.1, 0.1], [0.0, 0.9, 0.1, 0, 0], [0.1, 0.1, 0.5, 0.3, 0.0]])
-    joint = {True: np.zeros_like(page), False: np.zeros_like(page)}
+    page = np.array([[0.1, 0.05, 0.5, 0.25, 0.1], [0.15, 0.6, 0.25, 0, 0], [0.0, 0.1, 0.5, 0.4, 0.0]])
+    joint = {name: np.zeros_like(page) for name in ("both", "body alone", "no body")}
     for chosen in product(range(len(CLASSES)), repeat=len(page)):
-        mass = page[np.arange(len(page)), chosen].prod()
-        joint[0 in chosen][np.arange(len(page)), chosen] += mass
-    parts = {found: table / table.sum(axis=1, keepdims=True) for found, table in joint.items()}
+        name = "no body" if 1 not in chosen else "both" if 0 in chosen else "body alone"
+        joint[name][np.arange(len(page)), chosen] += page[np.arange(len(page)), chosen].prod()
+    mass = {name: table[0].sum() for name, table in joint.items()}
+    shares = {name: (0.9, 0.1)[name == "body alone"] * (1 - mass["no body"]) for name in ("both", "body alone")}
 
     found = expecting_headline(page, share=0.9)
 
-    np.testing.assert_allclose(found, 0.9 * parts[True] + 0.1 * parts[False])
-    np.testing.assert_allclose(1 - np.prod(1 - parts[True][:1, 0]), 0.2 / 0.28)
-    assert found[0].argmax() == 0
-    assert found[2].argmax() == 2
+    expected = joint["no body"] + sum(shares[name] / mass[name] * joint[name] for name in shares)
+    np.testing.assert_allclose(found, expected)
+    assert (page.argmax(axis=1) == [2, 1, 2]).all()
+    assert (found.argmax(axis=1) == [0, 1, 2]).all()
 
 
 @pytest.mark.parametrize(
@@ -78,13 +79,24 @@ def test_an_article_is_likely_to_have_a_headline():
     [
         (surely("headline", "body"), 0.9),  # it has one
         (surely("body", "body"), 0.9),  # nothing is like one
-        (np.full((1, 5), 0.2), 0.9),  # there may be no article
-        (np.array([[0.2, 0.8, 0, 0, 0]]), 0.0),  # nobody knows
+        (np.array([[0.5, 0.0, 0.5, 0, 0], [0.2, 0.0, 0.8, 0, 0]]), 0.9),  # there is no article
+        (np.array([[0.2, 0.8, 0, 0, 0], [0.2, 0.8, 0, 0, 0]]), 0.0),  # nobody knows
         (np.zeros((0, 5)), 0.9),
     ],
 )
 def test_other_pages_are_left_as_they_are(page, share):
     np.testing.assert_array_equal(expecting_headline(page, share=share), page)
+
+
+def test_probabilities_stay_probabilities_on_a_page_of_many_sections():
+    others = np.random.default_rng(0).dirichlet(np.full(len(CLASSES) - 1, 0.05), size=50_000)
+    page = np.column_stack([np.full(len(others), 1e-6), others * (1 - 1e-6)])
+
+    found = expecting_headline(page, share=0.994)
+
+    assert found[:, 0].sum() > 0.9
+    assert (found > -1e-9).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-9)
 
 
 def test_a_page_without_sections_has_no_probabilities():
