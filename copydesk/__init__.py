@@ -9,9 +9,10 @@ from copydesk.page import FailedPage, ModelInfo, Page, PageError, Scores, Sectio
 if TYPE_CHECKING:
     from copydesk.predictor import Document, Predictor, load
 
-# oneDNN keeps what it compiled for each size of a product, 1,024 of them, and pages bring ever new sizes. It looks when
-# torch is loaded, so that this does nothing where torch was imported first.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# oneDNN, and torch beside it, keep what was compiled for each size of a product, 1,024 of them, and pages bring ever
+# new sizes. They look when the first is multiplied: where that was before, this does nothing.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "128")
 
 __all__ = [
     "Document",

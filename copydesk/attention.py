@@ -16,10 +16,8 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 _MAX_PRODUCT_TOKENS = 1_024
 """Longest rows that are multiplied by plain products; what these keep for the way back grows with the square."""
-_READ_LENGTHS = range(192, _MAX_PRODUCT_TOKENS + 1, 64)
-"""Lengths of rows whose products pay when nothing is learnt: long, and few, for oneDNN keeps what it makes for a
-bfloat16 product of a new shape until the process ends, .25 MB. The longest articles and windows, of which there are
-most, have such lengths."""
+_MIN_READ_TOKENS = 192
+"""Shortest rows whose products pay when nothing is learnt: oneDNN makes a bfloat16 product anew for each new shape."""
 _MAX_SHORT_TOKENS = 48
 """Longest rows of which there are so many numbers of so many lengths that training multiplies them in float32, where no
 product is made anew."""
@@ -75,8 +73,8 @@ def attend(
 ) -> torch.Tensor:
     """Return softmax(query @ key / sqrt(width)) @ value, all (rows, heads, tokens, width).
 
-    In bfloat16, where gradients are wanted or rows are as long as most long ones are, by plain products: PyTorch's
-    attention for processors takes up to nine times as long there (bench/LOG.md).
+    In bfloat16, where gradients are wanted or rows are long, by plain products: PyTorch's attention for processors
+    takes up to nine times as long there (bench/LOG.md).
 
     Args:
         query: what is looked for.
@@ -87,7 +85,7 @@ def attend(
     trains = torch.is_grad_enabled() and query.requires_grad
     in_bfloat16 = query.device.type == "cpu" and torch.bfloat16 in {query.dtype, long_rows_in}
     tokens = query.shape[-2]
-    if not in_bfloat16 or tokens not in (range(_MAX_PRODUCT_TOKENS + 1) if trains else _READ_LENGTHS):
+    if not in_bfloat16 or not (0 if trains else _MIN_READ_TOKENS) <= tokens <= _MAX_PRODUCT_TOKENS:
         return functional.scaled_dot_product_attention(query, key, value)
     precision = torch.float32 if tokens <= _MAX_SHORT_TOKENS else torch.bfloat16
     count = max(1, _MAX_SCORES // max(1, tokens**2))

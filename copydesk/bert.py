@@ -16,8 +16,6 @@ from torch.nn import functional
 from copydesk.attention import Attend, PaddedAttention, attend_rows
 from copydesk.ragged import TokenRows
 
-_TOKEN_STEP = 64
-
 
 class BertSettings(BaseModel):
     """What of transformers' `BertConfig` matters here, with its defaults."""
@@ -118,28 +116,15 @@ class Bert(nn.Module):
         layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
         self.encoder = nn.ModuleDict({"layer": layers})
 
-    def num_fillers(self, num_tokens: int) -> int:
-        """Return how many tokens are read beside those of the rows.
-
-        oneDNN, which multiplies bfloat16 and integers, keeps what it makes for a number of tokens until the process
-        ends: so their numbers are multiples of `_TOKEN_STEP`.
-        """
-        weight = self.embeddings.LayerNorm.weight
-        return -num_tokens % _TOKEN_STEP if weight.dtype != torch.float32 and weight.device.type == "cpu" else 0
-
     def forward(self, rows: TokenRows) -> torch.Tensor:
         """Return (tokens, width) of the tokens of all rows; neighbours of equal length are read fastest."""
         device = self.embeddings.LayerNorm.weight.device
-        num_tokens, lengths = len(rows.ids), rows.lengths.tolist()
-        filler = self.num_fillers(num_tokens)
-        ids, positions = (functional.pad(x, (0, filler)).to(device) for x in (rows.ids, rows.positions))
-        x = self.embeddings(ids, positions)
+        x = self.embeddings(rows.ids.to(device), rows.positions.to(device))
         attend: Attend
         if device.type == "cpu":
-            held = [*lengths, filler] if filler else lengths  # what fills up is a row of its own
-            attend = partial(attend_rows, lengths=held, long_rows_in=x.dtype)
+            attend = partial(attend_rows, lengths=rows.lengths.tolist(), long_rows_in=x.dtype)
         else:
             attend = PaddedAttention(rows.lengths, device)
         for layer in self.encoder["layer"].children():
             x = layer(x, attend)
-        return x[:num_tokens]
+        return x

@@ -22,9 +22,6 @@ from copydesk.ragged import TokenRows, equal_runs
 
 MAX_GROUP_SECTIONS = 2_048
 """Sections that the layers of a page encoder hold at once; more where a window is longer."""
-_ROW_STEP = 128
-"""oneDNN, which multiplies bfloat16, keeps what it makes for a number of rows until the process ends, .3 MB a product:
-so their numbers are multiples of this."""
 
 
 class PageShape(BaseModel):
@@ -192,7 +189,6 @@ class PageEncoder(nn.Module):
             PageLayer(config.page_width, dropout=config.dropout) for _ in range(config.page_layers)
         )
         self.norm = nn.LayerNorm(config.page_width)
-        self._row_step = 1
 
     def forward(self, sections: torch.Tensor, batch: PageBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return (S, page_width) and, if it reads them, logits (S, C) of own texts, from section vectors (S, D)."""
@@ -207,7 +203,6 @@ class PageEncoder(nn.Module):
 
     def multiply_in(self, dtype: torch.dtype) -> None:
         """Compute the projections and the attention of its layers in another precision."""
-        self._row_step = 1 if dtype == torch.float32 else _ROW_STEP
         for module in self.layers:
             if isinstance(module, PageLayer):
                 module.multiply_in(dtype)
@@ -224,13 +219,11 @@ class PageEncoder(nn.Module):
             while windows and windows[0][1] - group[0][0] <= MAX_GROUP_SECTIONS:
                 group.append(windows.pop(0))
             lengths = [stop - start for start, stop, _ in group]
-            filler = -sum(lengths) % self._row_step
-            held = [*lengths, filler] if filler else lengths  # what fills up is a window of its own
-            rotary = _rotary(held, x.device)
-            read = torch.cat([*(x[start:stop] for start, stop, _ in group), x.new_zeros(filler, x.shape[1])])
+            rotary = _rotary(lengths, x.device)
+            read = torch.cat([x[start:stop] for start, stop, _ in group])
             for layer in self.layers:
-                read = layer(read, rotary, held)
-            read = self.norm(read[: sum(lengths)])
+                read = layer(read, rotary, lengths)
+            read = self.norm(read)
             kept += [window[keep] for window, (_, _, keep) in zip(read.split(lengths), group, strict=True)]
         return torch.cat(kept)
 

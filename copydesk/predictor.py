@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -82,6 +83,7 @@ def load(
     tune_malloc()
     predictor = Predictor(load_saved(path), device=device, precision=precision, limits=limits)
     _spare_collector()
+    _give_back()
     return predictor
 
 
@@ -140,6 +142,12 @@ def tune_malloc() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**30)
     mallopt(top_pad, 64 * 2**20)
+
+
+def _give_back() -> None:
+    """Let the system have the memory that loading has freed: twice what the model takes."""
+    with suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _spare_collector() -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
-MAX_STRETCH_TOKENS = 8_192
+MAX_STRETCH_TOKENS = 4_096
 MAX_PADDING = 0.04
 """Share of padding above which a padded stretch ends and another begins."""
 FEW_TOKENS = 256

@@ -27,7 +27,7 @@ def test_attention_is_that_of_pytorch_and_so_are_its_gradients(dtype, rows, toke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [7, 200, 1_088])
+@pytest.mark.parametrize("tokens", [7, 191, 1_030])
 def test_attention_that_is_only_read_is_pytorchs_own(dtype, tokens):
     inputs = [tensor.to(dtype) for tensor in make_inputs(5, 2, tokens, 8)]
     expected = functional.scaled_dot_product_attention(*inputs)
@@ -37,7 +37,7 @@ def test_attention_that_is_only_read_is_pytorchs_own(dtype, tokens):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_long_rows_that_are_only_read_may_be_multiplied_in_bfloat16(dtype):
-    inputs = make_inputs(3, 2, 832, 8)  # more scores than are computed at once
+    inputs = make_inputs(3, 2, 800, 8)  # more scores than are computed at once
     expected = functional.scaled_dot_product_attention(*inputs)
     with torch.inference_mode():
         found = attend(*(tensor.to(dtype) for tensor in inputs), torch.bfloat16)

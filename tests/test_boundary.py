@@ -7,6 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+
+from copydesk.predictor import native_bfloat16
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = sorted((ROOT / "copydesk").rglob("*.py"))
@@ -59,11 +62,11 @@ def test_a_page_is_read_without_what_training_needs_and_what_is_slow_to_import(t
     ]
 
 
-@pytest.mark.parametrize(("asked", "compiled"), [(None, 101), ("1024", 100)])
+@pytest.mark.parametrize(("asked", "compiled"), [(None, 151), ("1024", 150)])
 def test_onednn_keeps_few_of_the_products_that_it_compiled_unless_the_user_says_more(asked, compiled):
     code = """
 import copydesk, torch
-for size in [*range(3, 103), 3]:
+for size in [*range(3, 153), 3]:
     torch.conv2d(torch.ones(2, 16, size, 8), torch.ones(8, 16, 3, 3))
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN_")}
@@ -75,6 +78,33 @@ for size in [*range(3, 103), 3]:
     )
 
     assert done.stdout.count("create:cache_miss,cpu,convolution") == compiled
+
+
+@pytest.mark.skipif(not native_bfloat16(torch.device("cpu")), reason="this processor does not multiply bfloat16")
+def test_memory_does_not_grow_with_the_sizes_of_products():
+    code = """
+import ctypes
+import copydesk, torch
+class Heap(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks used free keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
+for size in range(100, 900):
+    torch.bmm(*torch.ones(2, 2, size, size).bfloat16())
+    if size in (400, 899):
+        print(mallinfo().used // 2**20)
+"""
+    capacities = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    environment = {name: value for name, value in os.environ.items() if name not in capacities}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+
+    early, late = map(int, done.stdout.split())
+    assert late < early + 30
 
 
 @pytest.mark.parametrize("path", RUNTIME, ids=name_of)
