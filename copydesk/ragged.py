@@ -10,7 +10,10 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
-MAX_STRETCH_TOKENS = 4_096
+MAX_STRETCH_TOKENS = 2_048
+"""Longer stretches are read no faster by a processor, and take more memory."""
+MAX_PADDED_TOKENS = 8_192
+"""Of a padded stretch."""
 MAX_PADDING = 0.04
 """Share of padding above which a padded stretch ends and another begins."""
 FEW_TOKENS = 256
@@ -42,16 +45,17 @@ class TokenRows(NamedTuple):
         starts = (self.lengths.cumsum(0) - self.lengths)[chosen]
         return TokenRows(self.ids[_places(lengths, starts)], lengths)
 
-    def stretches(self, *, padded: bool, max_tokens: int = MAX_STRETCH_TOKENS) -> list[torch.Tensor]:
+    def stretches(self, *, padded: bool, max_tokens: int | None = None) -> list[torch.Tensor]:
         """Part the rows, the shortest first, into stretches of about `max_tokens`; a longer row has one of its own.
 
         Args:
             padded: the rows of a stretch are to be padded to the longest one, so they must not differ too much.
-            max_tokens: of a stretch, padding included.
+            max_tokens: of a stretch, padding included; None: what is best for the one and the other.
 
         Returns:
             The numbers of the rows of each.
         """
+        max_tokens = max_tokens or (MAX_PADDED_TOKENS if padded else MAX_STRETCH_TOKENS)
         order = self.lengths.argsort(stable=True)
         counts: list[int] = []
         count = real = 0

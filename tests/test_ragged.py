@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copydesk.ragged import FEW_TOKENS, MAX_PADDING, MAX_STRETCH_TOKENS, TokenRows, equal_runs
+from copydesk.ragged import FEW_TOKENS, MAX_PADDED_TOKENS, MAX_PADDING, TokenRows, equal_runs
 
 GENERATED = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=400)
@@ -62,7 +62,7 @@ def test_hardly_a_token_of_a_padded_stretch_is_padding(lengths):
     for part in rows.stretches(padded=True):
         ids, mask = rows.take(part).padded(0)
         assert int((mask == 0).sum()) <= max(MAX_PADDING * ids.numel(), FEW_TOKENS)
-        assert len(ids) == 1 or ids.numel() <= MAX_STRETCH_TOKENS
+        assert len(ids) == 1 or ids.numel() <= MAX_PADDED_TOKENS
 
 
 @GENERATED
