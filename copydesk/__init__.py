@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # oneDNN, and torch beside it, keep what was compiled for each size of a product, 1,024 of them, and pages bring ever
 # new sizes. They look when the first is multiplied: where that was before, this does nothing.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "128")
+    os.environ.setdefault(_cache, "64")
 
 __all__ = [
     "Document",

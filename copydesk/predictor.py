@@ -145,7 +145,7 @@ def tune_malloc() -> None:
 
 
 def _give_back() -> None:
-    """Let the system have the memory that loading has freed: twice what the model takes."""
+    """Let the system have what loading has freed: `tune_malloc` would keep it."""
     with suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 

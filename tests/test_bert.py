@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -56,6 +58,16 @@ def test_hidden_states_and_gradients_are_those_of_transformers(pair):
     assert weights[0].keys() == weights[1].keys()
     for name, gradient in weights[0].items():
         torch.testing.assert_close(gradient, weights[1][name], rtol=1e-3, atol=1e-3)
+
+
+def test_in_bfloat16_hidden_states_are_nearly_those_of_transformers(pair):
+    ours, theirs = (copy.deepcopy(model).to(torch.bfloat16) for model in pair)
+
+    for lengths in ([1], [13] * 5, [8] * 8, [15, 9, 16, 16, 16, 16, 16, 16, 15]):
+        rows = make_rows(*lengths)
+        found, expected = (hidden_of(model, rows) for model in (ours, theirs))
+        assert found.shape == (sum(lengths), 32)
+        assert torch.allclose(found.float(), expected.float(), atol=0.1)
 
 
 def test_settings_left_out_are_what_transformers_takes_them_for():

@@ -140,10 +140,9 @@ def _fit_transformer(
         trained = trained_tensors(model)
         save_file(trained, experiment.fitted / WEIGHTS)
         with measured(model.encoder) as ranges:
-            held_out.append(held_out_scores(fitting, model, validation))
-    if settings.refit:
-        held_out = [_held_out_before(experiment)]
-    elif settings.out_of_fold_epochs:
+            scores = held_out_scores(fitting, model, validation)  # of a refit only the ranges are of use
+        held_out.append(_held_out_before(experiment) if settings.refit else scores)
+    if settings.out_of_fold_epochs and not settings.refit:
         everything = Rows.joined([train, validation])
         held_out += score_other_folds(fitting, everything, num_folds=experiment.prepare.num_folds, output=working)
     if not fitting.processes.is_main_process:
@@ -165,7 +164,7 @@ def _fit_transformer(
 
 
 def check_refit(experiment: Experiment) -> None:
-    """See to it that these settings were fitted, and so could be judged, before validation pages train.
+    """See to it that these settings, the seed apart, were fitted and could be judged before validation pages train.
 
     Raises:
         FileNotFoundError: they were not.

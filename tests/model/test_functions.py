@@ -274,6 +274,11 @@ def test_plain_furniture_beneath_an_article_is_never_anything_else(desk: Predict
     assert labels_of(desk.predict_one(beneath("boilerplate", text).page))[text] == "boilerplate"
 
 
+@pytest.mark.parametrize("texts", [COUNCIL, (HEADLINE, *BODY)], ids=["short", "long"])
+def test_a_text_with_nothing_around_it_keeps_its_headline(desk: Predictor, texts: tuple[str, ...]):
+    assert desk.predict_one("\n\n".join(texts), kind="text").headline == texts[0]
+
+
 def test_a_headline_is_found_and_the_article_filed(desk: Predictor):
     page = desk.predict_one(page_with())
 
