@@ -1,7 +1,8 @@
 """The BERT encoder in 8-bit integers, for processors that multiply those twice as fast as bfloat16 (VNNI).
 
 Weights are scaled row by row, activations by ranges measured once on held-out text (arXiv:1712.05877), so that what a
-row of tokens comes out as does not depend on its neighbours. Knows oneDNN's operators, which torch has for its own
+row of tokens comes out as does not depend on its neighbours. Channels that are far wider than the others are narrowed
+first, at the cost of the weights (SmoothQuant, arXiv:2211.10438). Knows oneDNN's operators, which torch has for its own
 compiler; knows nothing of pages.
 """
 
@@ -10,17 +11,22 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from copydesk.attention import Attend
 from copydesk.bert import Bert
 
 Range = tuple[float, float]
+_Ends = tuple[torch.Tensor, torch.Tensor]
+_SMOOTHING = 0.75
+"""Power of a channel's greatest magnitude that it is divided by."""
+_KEPT = 0.7
+"""Share of the range of GELU's results: what few neurons lose beyond costs less than coarser steps for all."""
 
 
 class LayerRanges(BaseModel):
-    """Least and greatest of what the linear projections of a layer read."""
+    """Least and greatest of what the linear projections of a layer read, channels divided by their widths."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -32,6 +38,8 @@ class LayerRanges(BaseModel):
     """The first projection after attention."""
     inner: Range
     """The second."""
+    widths: dict[str, list[float]] = Field(default_factory=dict)
+    """What each channel is divided by, for those of the four that have any."""
 
 
 class Scale(NamedTuple):
@@ -47,25 +55,27 @@ class Scale(NamedTuple):
         step = (high - low) / 255 or 1.0
         return cls(step, round(-low / step))
 
-    def integers(self, x: torch.Tensor) -> torch.Tensor:
-        """Round to integers; what lies outside of the range becomes its end."""
-        shifted = x.to(torch.float32, copy=True).mul_(1 / self.step).add_(self.zero + 0.5)
+    def integers(self, x: torch.Tensor, widths: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """Divide by widths, and round to integers; what lies outside of the range becomes its end."""
+        shifted = x.to(torch.float32, copy=True).mul_(1 / (self.step * widths)).add_(self.zero + 0.5)
         return shifted.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # straight to uint8 takes three times as long
 
 
 class Int8Linear(nn.Module):
     """Linear projections of one input, side by side."""
 
-    def __init__(self, parts: Sequence[Any], values: Range) -> None:
+    def __init__(self, parts: Sequence[Any], values: Range, widths: Sequence[float] | None = None) -> None:
         """Take over weights (out, in) and biases of linear layers.
 
         Args:
             parts: the layers.
-            values: range of what they read.
+            values: range of what they read, divided by its widths.
+            widths: of its channels, (in,); all are 1 if there are none.
         """
         super().__init__()
         self.scale = Scale.of(values)
-        weight = torch.cat([part.weight.detach().float() for part in parts])
+        self.widths = torch.tensor(widths) if widths else 1.0
+        weight = torch.cat([part.weight.detach().float() for part in parts]) * self.widths
         steps = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
         integers = (weight / steps[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(integers, None)
@@ -74,12 +84,12 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return (..., out) of (..., in), which may have been rounded to integers already."""
-        integers = x if x.dtype == torch.uint8 else self.scale.integers(x)
+        integers = x if x.dtype == torch.uint8 else self.scale.integers(x, self.widths)
         return self._multiply(integers, Scale(1.0, 0), dtype, "none")
 
     def gelu(self, x: torch.Tensor, scale: Scale) -> torch.Tensor:
         """Return GELU of (..., out), rounded to the integers of another scale."""
-        return self._multiply(self.scale.integers(x), scale, torch.uint8, "gelu")
+        return self._multiply(self.scale.integers(x, self.widths), scale, torch.uint8, "gelu")
 
     def _multiply(self, integers: torch.Tensor, scale: Scale, dtype: torch.dtype, then: str) -> torch.Tensor:
         return torch.ops.onednn.qlinear_pointwise(
@@ -98,11 +108,15 @@ class Int8Layer(nn.Module):
         super().__init__()
         attention = layer.attention
         self.num_heads = attention.num_heads
-        self.query_key_value = Int8Linear([*attention.self.values()], ranges.attention)
-        self.attention_output = Int8Linear([attention.output.dense], ranges.attended)
+
+        def linear(name: str, *parts: Any) -> Int8Linear:
+            return Int8Linear(parts, getattr(ranges, name), ranges.widths.get(name))
+
+        self.query_key_value = linear("attention", *attention.self.values())
+        self.attention_output = linear("attended", attention.output.dense)
         self.attention_norm = attention.output.LayerNorm
-        self.feed_up = Int8Linear([layer.intermediate["dense"]], ranges.feed)
-        self.feed_down = Int8Linear([layer.output.dense], ranges.inner)
+        self.feed_up = linear("feed", layer.intermediate["dense"])
+        self.feed_down = linear("inner", layer.output.dense)
         self.feed_norm = layer.output.LayerNorm
 
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
@@ -143,7 +157,7 @@ def measured(encoder: nn.Module) -> Iterator[list[LayerRanges]]:
         yield found
         return
     layers: list[Any] = list(encoder.encoder["layer"].children())
-    seen: list[dict[str, Range]] = [{} for _ in layers]
+    seen: list[dict[str, _Ends]] = [{} for _ in layers]
     hooks = [
         module.register_forward_pre_hook(_watch(values, name))
         for layer, values in zip(layers, seen, strict=True)
@@ -160,13 +174,26 @@ def measured(encoder: nn.Module) -> Iterator[list[LayerRanges]]:
         for hook in hooks:
             hook.remove()
     if all(seen):
-        found += [LayerRanges.model_validate(values) for values in seen]
+        found += [_ranges_of(ends) for ends in seen]
 
 
-def _watch(values: dict[str, Range], name: str) -> Any:
+def _watch(ends: dict[str, _Ends], name: str) -> Any:
     def watch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        low, high = (number.item() for number in inputs[0].detach().aminmax())
-        before = values.get(name, (low, high))
-        values[name] = min(before[0], low), max(before[1], high)
+        low, high = inputs[0].detach().float().cpu().flatten(0, -2).aminmax(dim=0)
+        if name in ends:
+            low, high = torch.minimum(low, ends[name][0]), torch.maximum(high, ends[name][1])
+        ends[name] = low, high
 
     return watch
+
+
+def _ranges_of(ends: dict[str, _Ends]) -> LayerRanges:
+    low, high = ends.pop("inner")
+    ranges: dict[str, Range] = {"inner": (low.min().item(), _KEPT * high.max().item())}
+    widths = {}
+    for name, (low, high) in ends.items():
+        greatest = torch.maximum(low.abs(), high.abs()).clamp_min(1e-3) ** _SMOOTHING
+        widths[name] = [float(f"{width:.2g}") for width in greatest.tolist()]
+        channels = torch.tensor(widths[name])
+        ranges[name] = (low / channels).min().item(), (high / channels).max().item()
+    return LayerRanges(**ranges, widths=widths)

@@ -23,10 +23,10 @@ from copydesk.int8 import LayerRanges
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 
-FORMAT, OLDEST_FORMAT = 5, 2
+FORMAT, OLDEST_FORMAT = 6, 2
 """2: several page encoders. 3: ranges of what the text encoder's projections read, where they are known. 4: line breaks
 around a section among its features. 5: page encoders that read a section by itself, too, and hidden layers below
-logits."""
+logits. 6: widths of channels beside the ranges."""
 WEIGHTS, DESCRIPTION, TOKENIZER, MANIFEST, CARD = (
     "weights.safetensors",
     "model.json",

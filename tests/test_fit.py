@@ -282,7 +282,10 @@ def test_training_lowers_the_loss_on_what_was_trained_on():
     saved = load_saved(experiment.released)
     predicted = logits_of(saved, rows).argmax(axis=1)
     assert len(saved.description.ranges) == saved.model.encoder.config.num_hidden_layers
-    assert all(low < 0 < high for layer in saved.description.ranges for _, (low, high) in layer)
+    width = saved.model.encoder.config.hidden_size
+    for layer in saved.description.ranges:
+        assert all(low < 0 < high for low, high in (layer.attention, layer.attended, layer.feed, layer.inner))
+        assert [len(widths) for widths in layer.widths.values()] == [width] * 3
     true = np.concatenate([row["classes"] for row in rows])
     assert (predicted == true).mean() > np.bincount(true).max() / len(true) + 0.05
     assert summary["validation_macro_f1"] > 0.3

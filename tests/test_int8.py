@@ -78,8 +78,11 @@ def test_ranges_cover_all_that_was_read_within_the_context_alone():
     x = encoder.embeddings(rows.ids, rows.positions)
 
     assert len(ranges) == 3
-    assert ranges[0].attention == pytest.approx((x.min().item(), x.max().item()))
+    widths = torch.tensor(ranges[0].widths["attention"])
+    torch.testing.assert_close(widths, x.abs().amax(dim=0) ** 0.75, rtol=0.05, atol=0)
+    assert ranges[0].attention == pytest.approx(((x / widths).min().item(), (x / widths).max().item()))
     assert ranges[0].inner[0] == pytest.approx(-0.17, abs=0.01)  # GELU has no lower value
+    assert set(ranges[0].widths) == {"attention", "attended", "feed"}
     assert not any(module._forward_pre_hooks for module in encoder.modules())
 
 
@@ -128,6 +131,21 @@ def test_a_projection_multiplies_the_rounded_numbers_exactly():
     out = Scale.of((-0.2, 8.0))
     gelu = out.step * (linear.gelu(x, out).float() - out.zero)
     np.testing.assert_allclose(gelu, functional.gelu(expected).clamp(max=8.0), atol=out.step * 0.6)
+
+
+def test_widths_keep_a_channel_far_wider_than_the_others_from_making_their_steps_wide():
+    random = torch.Generator().manual_seed(0)
+    x, part = torch.randn(200, 32, generator=random), nn.Linear(32, 24)
+    part.weight.data = torch.randn(part.weight.shape, generator=random)
+    x[:, 5] *= 20
+    widths = x.abs().amax(dim=0) ** 0.75
+
+    def apart(widths: torch.Tensor) -> float:
+        values = (x / widths).min().item(), (x / widths).max().item()
+        found = Int8Linear([part], values, widths.tolist())(x, torch.float32)
+        return ((found - part(x)).norm() / part(x).norm()).item()
+
+    assert apart(widths) < 0.5 * apart(torch.ones(32))
 
 
 def test_integers_are_chosen_where_they_are_native_and_the_ranges_known(monkeypatch):
