@@ -8,10 +8,10 @@ compiler; knows nothing of pages.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from torch import nn
 
 from copydesk.attention import Attend
@@ -22,7 +22,7 @@ _Ends = tuple[torch.Tensor, torch.Tensor]
 _SMOOTHING = 0.75
 """Power of a channel's greatest magnitude that it is divided by."""
 _KEPT = 0.7
-"""Share of the range of GELU's results: what few neurons lose beyond costs less than coarser steps for all."""
+"""Share of the range of GELU's results: coarser steps cost more than what few neurons lose beyond (bench/LOG.md)."""
 
 
 class LayerRanges(BaseModel):
@@ -37,9 +37,9 @@ class LayerRanges(BaseModel):
     feed: Range
     """The first projection after attention."""
     inner: Range
-    """The second."""
-    widths: dict[str, list[float]] = Field(default_factory=dict)
-    """What each channel is divided by, for those of the four that have any."""
+    """The second; what is greater is cut off."""
+    widths: dict[Literal["attention", "attended", "feed"], list[PositiveFloat]] = Field(default_factory=dict)
+    """What each channel is divided by; 1 where there are none."""
 
 
 class Scale(NamedTuple):
@@ -108,15 +108,12 @@ class Int8Layer(nn.Module):
         super().__init__()
         attention = layer.attention
         self.num_heads = attention.num_heads
-
-        def linear(name: str, *parts: Any) -> Int8Linear:
-            return Int8Linear(parts, getattr(ranges, name), ranges.widths.get(name))
-
-        self.query_key_value = linear("attention", *attention.self.values())
-        self.attention_output = linear("attended", attention.output.dense)
+        widths = ranges.widths
+        self.query_key_value = Int8Linear([*attention.self.values()], ranges.attention, widths.get("attention"))
+        self.attention_output = Int8Linear([attention.output.dense], ranges.attended, widths.get("attended"))
         self.attention_norm = attention.output.LayerNorm
-        self.feed_up = linear("feed", layer.intermediate["dense"])
-        self.feed_down = linear("inner", layer.output.dense)
+        self.feed_up = Int8Linear([layer.intermediate["dense"]], ranges.feed, widths.get("feed"))
+        self.feed_down = Int8Linear([layer.output.dense], ranges.inner)
         self.feed_norm = layer.output.LayerNorm
 
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
@@ -188,12 +185,12 @@ def _watch(ends: dict[str, _Ends], name: str) -> Any:
 
 
 def _ranges_of(ends: dict[str, _Ends]) -> LayerRanges:
-    low, high = ends.pop("inner")
-    ranges: dict[str, Range] = {"inner": (low.min().item(), _KEPT * high.max().item())}
-    widths = {}
-    for name, (low, high) in ends.items():
-        greatest = torch.maximum(low.abs(), high.abs()).clamp_min(1e-3) ** _SMOOTHING
-        widths[name] = [float(f"{width:.2g}") for width in greatest.tolist()]
-        channels = torch.tensor(widths[name])
-        ranges[name] = (low / channels).min().item(), (high / channels).max().item()
-    return LayerRanges(**ranges, widths=widths)
+    low, high = ends["inner"]
+    found: dict[str, Any] = {"inner": (low.min().item(), _KEPT * high.max().item()), "widths": {}}
+    for name in ("attention", "attended", "feed"):
+        low, high = ends[name]
+        greatest = torch.maximum(low.abs(), high.abs()).clamp_min(1e-3)
+        widths = [float(f"{width:.2g}") for width in (greatest**_SMOOTHING).tolist()]
+        found["widths"][name] = widths
+        found[name] = ((low / torch.tensor(widths)).min().item(), (high / torch.tensor(widths)).max().item())
+    return LayerRanges.model_validate(found)

@@ -8,6 +8,7 @@ which nobody reads but people. Nothing in it is ever run.
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,13 @@ def read_description(folder: Path | str) -> Description:
             f"{path} has ranges for {len(description.ranges)} layers, its text encoder has {layers}: "
             "run fit and release again"
         )
+    width = description.network.encoder.get("hidden_size")
+    for name, widths in chain.from_iterable(layer.widths.items() for layer in description.ranges or ()):
+        if len(widths) != width:
+            raise ModelError(
+                f"{path} has {len(widths)} widths of {name}, its text encoder has {width} channels: "
+                "run fit and release again"
+            )
     return description
 
 

@@ -225,6 +225,15 @@ def test_ranges_of_another_number_of_layers_are_refused(folder):
         read_description(folder)
 
 
+def test_widths_of_another_number_of_channels_are_refused(folder):
+    layer = dict.fromkeys(("attention", "attended", "feed", "inner"), (-1.0, 1.0)) | {"widths": {"feed": [1.0] * 3}}
+    layers = json.loads((folder / DESCRIPTION).read_text())["network"]["encoder"]["num_hidden_layers"]
+    edit(folder / DESCRIPTION, ranges=[layer] * layers)
+
+    with pytest.raises(ModelError, match=r"has 3 widths of feed, its text encoder has \d+ channels"):
+        read_description(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"format": 2, "name": "x"}'])
 def test_a_broken_manifest_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
