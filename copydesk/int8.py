@@ -176,7 +176,7 @@ def measured(encoder: nn.Module) -> Iterator[list[LayerRanges]]:
 
 def _watch(ends: dict[str, _Ends], name: str) -> Any:
     def watch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        low, high = inputs[0].detach().float().cpu().flatten(0, -2).aminmax(dim=0)
+        low, high = (end.float().cpu() for end in inputs[0].detach().flatten(0, -2).aminmax(dim=0))
         if name in ends:
             low, high = torch.minimum(low, ends[name][0]), torch.maximum(high, ends[name][1])
         ends[name] = low, high
