@@ -1,4 +1,4 @@
-"""The BERT encoder in 8-bit integers, for processors that multiply those twice as fast as bfloat16 (VNNI).
+"""The BERT encoder in 8-bit integers, which processors multiply twice as fast as bfloat16 (VNNI) or float32 (AVX2).
 
 Weights are scaled row by row, activations by ranges measured once on held-out text (arXiv:1712.05877), so that what a
 row of tokens comes out as does not depend on its neighbours. Channels that are far wider than the others are narrowed
@@ -76,7 +76,7 @@ class Int8Linear(nn.Module):
         self.scale = Scale.of(values)
         self.widths = torch.tensor(widths) if widths else 1.0
         weight = torch.cat([part.weight.detach().float() for part in parts]) * self.widths
-        steps = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+        steps = weight.abs().amax(dim=1).clamp_min(1e-12) / greatest_weight()
         integers = (weight / steps[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(integers, None)
         self.steps, self.zeros = steps, torch.zeros(len(steps), dtype=torch.long)
@@ -127,9 +127,21 @@ class Int8Layer(nn.Module):
 
 
 def is_native() -> bool:
-    """Tell whether the processor multiplies 8-bit integers in hardware, and torch has the operators for it."""
-    vnni = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
-    return vnni and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    """Tell whether the processor multiplies 8-bit integers faster than all else, and torch has the operators for it."""
+    return (_has_vnni() or torch.cpu._is_avx2_supported()) and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def greatest_weight() -> int:
+    """Return the greatest integer that weights are rounded to.
+
+    Without VNNI two products of 8 bits are added up in 16, which hold 2 * 255 * 63 and not 2 * 255 * 127: what is more
+    is cut off in silence (oneDNN's guide, "Nuances of int8 computations").
+    """
+    return 127 if _has_vnni() else 63
+
+
+def _has_vnni() -> bool:
+    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def quantize(encoder: Bert, ranges: Sequence[LayerRanges]) -> None:

@@ -114,7 +114,9 @@ def test_the_range_of_nothing_has_a_scale():
     assert Scale.of((0.0, 0.0)).integers(torch.zeros(2)).tolist() == [0, 0]
 
 
-def test_a_projection_multiplies_the_rounded_numbers_exactly():
+@pytest.mark.parametrize("greatest", [63, int8.greatest_weight()])
+def test_a_projection_multiplies_the_rounded_numbers_exactly(greatest, monkeypatch):
+    monkeypatch.setattr(int8, "greatest_weight", lambda: greatest)
     random = torch.Generator().manual_seed(0)
     parts = [nn.Linear(32, 16), nn.Linear(32, 24)]
     for part in parts:
@@ -124,13 +126,33 @@ def test_a_projection_multiplies_the_rounded_numbers_exactly():
     linear = Int8Linear(parts, (-3.0, 3.0))
 
     weight, bias = (torch.cat([getattr(part, name).data for part in parts]) for name in ("weight", "bias"))
-    steps = weight.abs().amax(dim=1, keepdim=True) / 127
+    steps = weight.abs().amax(dim=1, keepdim=True) / greatest
     rounded = linear.scale.step * (linear.scale.integers(x).float() - linear.scale.zero)
     expected = functional.linear(rounded, (weight / steps).round() * steps, bias)
     torch.testing.assert_close(linear(x, torch.float32), expected, atol=1e-4, rtol=1e-4)
     out = Scale.of((-0.2, 8.0))
     gelu = out.step * (linear.gelu(x, out).float() - out.zero)
     np.testing.assert_allclose(gelu, functional.gelu(expected).clamp(max=8.0), atol=out.step * 0.6)
+
+
+def test_the_greatest_numbers_are_multiplied_exactly():
+    part = nn.Linear(32, 4)
+    nn.init.ones_(part.weight)
+    nn.init.zeros_(part.bias)
+
+    found = Int8Linear([part], (0.0, 1.0))(torch.ones(1, 32), torch.float32)
+
+    torch.testing.assert_close(found, torch.full((1, 4), 32.0))
+
+
+@pytest.mark.parametrize(("vnni", "amx", "greatest"), [(True, False, 127), (False, True, 127), (False, False, 63)])
+def test_weights_are_half_as_great_where_sums_of_products_would_overflow(vnni, amx, greatest, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: vnni)
+
+    assert int8.greatest_weight() == greatest
+    assert int8.is_native() == (vnni or amx)
 
 
 def test_widths_keep_a_channel_far_wider_than_the_others_from_making_their_steps_wide():
