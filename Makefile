@@ -21,8 +21,9 @@ demo: setup  ## train on the newsroom corpus and show a page of a site that it d
 	copydesk predict --model models/newsroom/release $(DEMO_PAGE)
 	@echo "Compare runs in a browser: make ui"
 
-test: setup  ## run the tests
-	pytest
+test: export OMP_WAIT_POLICY := passive  # else threads that wait take the cores from the other processes
+test: setup  ## run the tests, a process for each core
+	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## lint, format, types
 	ruff check .

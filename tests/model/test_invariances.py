@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from copydesk import Page
-from copydesk.predictor import Precision, Predictor, load
+from copydesk.predictor import Precision, Predictor, load, native_bfloat16
 from tests.model.pages import BODY, HEADLINE, MENU, PAGE, page_with
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,9 @@ ADVERTORIAL = (
 COMMENT = "<div class='comment'><p>harbourrat</p><p>About time. My uncle lost a whole season over this.</p></div>"
 BASE = page_with(COMMENT + OFFER + ADVERTORIAL)
 Change = Callable[[str], str]
+IN_BFLOAT16 = pytest.mark.skipif(
+    not native_bfloat16(torch.device("cpu")), reason="this processor does not multiply bfloat16"
+)
 
 
 def swap(*pairs: tuple[str, str]) -> Change:
@@ -175,7 +179,7 @@ def test_a_page_without_its_tags_keeps_the_labels(desk: Predictor):
     assert same / total >= 0.9
 
 
-@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+@pytest.mark.parametrize("precision", ["auto", pytest.param("bfloat16", marks=IN_BFLOAT16)])
 def test_a_page_reads_the_same_in_any_company(precision: Precision):
     desk = load(ROOT / "models" / "released", precision=precision)
     files = sorted((ROOT / "data" / "sample" / "pages").glob("*/*.html"))[::3]
