@@ -21,7 +21,8 @@ demo: setup  ## train on the newsroom corpus and show a page of a site that it d
 	copydesk predict --model models/newsroom/release $(DEMO_PAGE)
 	@echo "Compare runs in a browser: make ui"
 
-test: export OMP_WAIT_POLICY := passive  # else threads that wait take the cores from the other processes
+# Threads that wait would else take the cores from the other processes.
+test: export OMP_WAIT_POLICY := passive
 test: setup  ## run the tests, a process for each core
 	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
