@@ -173,7 +173,12 @@ def test_a_gzip_bomb_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch):
     assert unpacked == 10_001
 
 
-@pytest.mark.parametrize("content", [b"", b"plain", gzip.compress(b"page")[:-5], b"\x1f\x8b\x08\x00garbage of a file"])
+# Named, for gzip writes the second into its bytes, and processes that test side by side need the same names.
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"plain", gzip.compress(b"page")[:-5], b"\x1f\x8b\x08\x00garbage of a file"],
+    ids=["empty", "plain", "cut short", "garbage"],
+)
 def test_a_broken_gz_file_says_so(tmp_path, content):
     file = tmp_path / "page.html.gz"
     file.write_bytes(content)

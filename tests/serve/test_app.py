@@ -137,7 +137,9 @@ def test_what_nobody_reads_here_is_named(client_of, headers, what):
     assert problem.limit
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"page" * 99)[:-9], b""])
+@pytest.mark.parametrize(
+    "body", [b"no gzip", gzip.compress(b"page" * 99)[:-9], b""], ids=["plain", "cut short", "empty"]
+)
 def test_broken_gzip_is_refused(client_of, body):
     problem = refusal(post_raw(client_of(), body, "text/plain", content_encoding="gzip"))
 
