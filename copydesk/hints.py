@@ -73,22 +73,32 @@ def _class_words(value: str) -> tuple[str, ...]:
 
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//([^/?#\s]+)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]{3,}")
-_CANONICAL = re.compile(
-    r"<link\s[^>]{0,300}?rel=[\"']?canonical[^>]{0,300}?href=[\"']?https?://([^/\"'>\s]+)|"
-    r"<meta\s[^>]{0,300}?og:url[^>]{0,300}?content=[\"']?https?://([^/\"'>\s]+)",
+_OWN_HOST = re.compile(
+    r"<(?:link|meta)\s(?=[^>]{0,600}?(?:rel=[\"']?canonical|og:url))[^>]{0,600}?(?:href|content)=[\"']?https?://([^/\"'>\s]+)",
     re.IGNORECASE,
 )
-_LINKED_HOST = re.compile(r"<a\s[^>]{0,300}?href=[\"']?https?://([^/\"'>\s?#]+)", re.IGNORECASE)
+_LINKED_HOST = re.compile(r"<a\s[^>]{0,300}?href=[\"']?(?:https?://([^/\"'>\s?#]+))?", re.IGNORECASE)
+_SHARED_LABELS = frozenset("ac co com edu go gov ne net or org".split())
+"""Second labels below which countries register sites, as in `example.co.uk`."""
 
 
 def site_name_of(html: str) -> str:
-    """Return the longest part of the page's own host name, as it says itself, else of the host it links to most."""
-    found = _CANONICAL.search(html, 0, 200_000)
-    host = (found[1] or found[2]) if found else ""
-    if not host:
-        hosts = Counter(_LINKED_HOST.findall(html, 0, 500_000))
-        host = hosts.most_common(1)[0][0] if hosts else ""
-    return max(host.lower().split("."), key=len)
+    """Return the registered part of the page's own host name, as it says itself, else of the host it links to most.
+
+    A page that says nothing and mostly links without a host has no name: its links to any host lead away.
+    """
+    found = _OWN_HOST.search(html, 0, 200_000)
+    if found:
+        return _registered_label(found[1])
+    names = Counter(map(_registered_label, _LINKED_HOST.findall(html, 0, 500_000)))
+    return names.most_common(1)[0][0] if names else ""
+
+
+@lru_cache(maxsize=8_192)
+def _registered_label(host: str) -> str:
+    labels = host.lower().partition(":")[0].split(".")
+    shared = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED_LABELS
+    return labels[-3 if shared else -2] if len(labels) > 1 else labels[0]
 
 
 def _link_words(address: str, rel: str, site_name: str) -> tuple[str, ...]:
