@@ -68,3 +68,20 @@ def test_void_and_self_closing_elements_of_a_drawing_add_no_depth():
 def test_no_way_of_writing_a_deep_page_escapes_the_limit(source):
     with pytest.raises(PageError, match="more than 100 deep"):
         split(f"<html>{source}", kind="html", limits=Limits(max_depth=100))
+
+
+def test_formatting_that_would_be_opened_again_too_often_is_refused_at_once(within):
+    opened = "".join(f"<b id={number}>" for number in range(2_000))
+
+    with within(2), pytest.raises(PageError, match=r"opened again more than 500,000 times.*close its <b>"):
+        split(f"<p>{opened}</p>{'<p>a' * 2_000}", kind="html")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["<p><a name=x>a</p>" * 10_001, "<font size=1><p>a</p>" * 5_000, "<p><b id=1>a</b></p>" * 20_000],
+    ids=["links close each other", "three equal ones are opened again", "closed"],
+)
+def test_formatting_that_is_hardly_opened_again_is_answered(source, within):
+    with within(10):
+        assert set(split(source, kind="html").texts()) == {"a"}
