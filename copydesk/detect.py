@@ -18,13 +18,30 @@ _TAG_LIKE = re.compile(
 )
 
 
+_DOCUMENT_TAG = re.compile(r"<(?:!doctype|/?(?:html|head|body|meta|link|script|main|nav)\b)", re.IGNORECASE)
+_BLOCK_TAG = re.compile(
+    r"</?(?:p|div|article|section|table|tr|td|ul|ol|li|dl|dt|dd|h[1-6]|blockquote)\b", re.IGNORECASE
+)
+_BLANK_LINE = re.compile(r"\n[ \t\r\f]*\n")
+
+
 def detect_kind(text: str) -> Literal["html", "text"]:
-    """Tell HTML from plain text: HTML begins like a document, or has at least two tags."""
+    """Tell HTML from plain text: HTML begins like a document, or has at least two tags.
+
+    Paragraphs between blank lines, most of them without a tag of a block, stay text although tags stand in them: as
+    HTML they would be one.
+    """
     start = text[:1_000].lstrip("\ufeff \t\r\n\f").lower()
     if start.startswith(("<!doctype html", "<html", "<head", "<body")):
         return "html"
     tags = _TAG_LIKE.finditer(text)
-    return "html" if next(tags, None) and next(tags, None) else "text"
+    if not (next(tags, None) and next(tags, None)):
+        return "text"
+    if _DOCUMENT_TAG.search(text):
+        return "html"
+    paragraphs = _BLANK_LINE.split(text.strip())
+    num_blocks = sum(1 for paragraph in paragraphs if _BLOCK_TAG.search(paragraph))
+    return "text" if len(paragraphs) > 2 and num_blocks < len(paragraphs) / 2 else "html"
 
 
 _BOMS = (
@@ -38,18 +55,39 @@ _DECLARED = re.compile(rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*
 
 
 def decode_bytes(data: bytes) -> str:
-    """Decode by byte-order mark, else as UTF-8 if valid, else as declared, else as sniffed; never fail."""
+    """Decode by byte-order mark, else as UTF-8 if it nearly is, else as declared, else as sniffed; never fail."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return without_surrogates(data[len(mark) :].decode(encoding, "replace"))
+    if wide := _wide_encoding(data[:1_000]):
+        return without_surrogates(data.decode(wide, "replace"))
+    if b"\x1b$" in data and _declared_encoding(data) == _SEVEN_BIT:
+        return data.decode(_SEVEN_BIT, "replace")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        pass
-    declared = _DECLARED.search(data[:4096])
-    if declared and (named := _text_encoding(declared[1].decode("ascii", "replace"))):
-        return without_surrogates(data.decode(named, "replace"))
-    return without_surrogates(data.decode(_sniffed_encoding(data[:65_536]), "replace"))
+        text = data.decode("utf-8", "replace")
+    num_foreign = len(text) - len(text.encode("ascii", "ignore"))
+    if num_foreign > 5 * text.count("\ufffd"):  # what is foreign in other encodings is hardly valid by chance
+        return text
+    return without_surrogates(data.decode(_declared_encoding(data) or _sniffed_encoding(data[:65_536]), "replace"))
+
+
+def _wide_encoding(start: bytes) -> str | None:
+    """Return UTF-16's byte order if every other byte is zero, as in Latin text without a byte-order mark."""
+    num_zeros = start[::2].count(0), start[1::2].count(0)
+    if len(start) < 4 or max(num_zeros) < 0.4 * len(start) or min(num_zeros) > 0:
+        return None
+    return "utf-16-be" if num_zeros[0] else "utf-16-le"
+
+
+_SEVEN_BIT = "iso2022_jp"
+"""Switched by escape sequences: all of its bytes are valid UTF-8, too."""
+
+
+def _declared_encoding(data: bytes) -> str | None:
+    declared = _DECLARED.search(data[:65_536])
+    return _text_encoding(declared[1].decode("ascii", "replace")) if declared else None
 
 
 def _text_encoding(label: str) -> str | None:

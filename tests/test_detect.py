@@ -18,6 +18,10 @@ from copydesk.split import split
         "a<br/>b<BR>c",
         "<?xml version='1.0'?><!-- x --><html><body>a",
         "<a href='x'>a</a>",
+        "<p>a</p>\n\n<p>b</p>\n\n<p>c</p>",
+        "<div>a\n\nb <b>c</b></div>\n\n<div>d</div>",
+        "<!-- saved -->\n\n<script>a()\n\nb()\n\nc()</script>\n\n<body>a",
+        "a<br>\n\nb<br>",
     ],
 )
 def test_html_is_recognised(source):
@@ -37,6 +41,8 @@ def test_html_is_recognised(source):
             "if a<b and c>d: <pre-x>",
         ),
         "<placeholder> and <another>",
+        "Ferry sails\n\nIt sailed on <b>Monday</b>.<br>\nIt rained.\n\nTom Pike waved.",
+        "How to link\n\nUse <a>.\n\nThen </a>, and in a <p> as well.\n\nThat is all.",
     ],
 )
 def test_text_is_recognised(source):
@@ -64,6 +70,30 @@ def test_a_byte_order_mark_beats_a_declaration(mark, encoding):
 
 def test_valid_utf8_beats_a_wrong_declaration():
     assert split("<meta charset='iso-8859-1'><p>Größe</p>".encode()).texts() == ["Größe"]
+
+
+@pytest.mark.parametrize("head", ["", "<meta charset='iso-8859-1'>", f"<!-- {'x' * 5_000} --><meta charset='utf-8'>"])
+@pytest.mark.parametrize("broken", [b"\xe2\x80", b"\xff"], ids=["cut short", "one byte"])
+def test_a_broken_byte_of_utf8_costs_itself_alone(head, broken):
+    source = f"<html>{head}<p>Größe der Fähre über dem Fjord für Gäste, ” sagt Zoë</p><p>".encode()
+
+    assert split(source + broken).texts() == ["Größe der Fähre über dem Fjord für Gäste, ” sagt Zoë", "\ufffd"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_latin_utf16_is_known_without_a_byte_order_mark(encoding):
+    assert decode_bytes("The night ferry sails, said Zoë.".encode(encoding)) == "The night ferry sails, said Zoë."
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"a\0", b"a\0\0\0b", "a\ufffd".encode()])
+def test_a_zero_byte_alone_is_no_utf16(data):
+    assert decode_bytes(data) == data.decode()
+
+
+def test_escape_sequences_are_read_as_declared():
+    source = "<html><meta charset='iso-2022-jp'><p>日本の新聞</p>"
+
+    assert split(source.encode("iso-2022-jp")).texts() == ["日本の新聞"]
 
 
 @pytest.mark.parametrize(
