@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from selectolax.lexbor import LexborHTMLParser
+from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 
 from copydesk.depth import check_depth
 from copydesk.detect import Kind, decode_bytes, detect_kind, without_surrogates
@@ -75,8 +75,8 @@ def split(source: str | bytes, *, kind: Kind = "auto", limits: Limits | None = N
     """Cut a page into sections.
 
     Args:
-        source: HTML or plain text. Bytes are decoded by BOM, else as UTF-8, else as declared, else as sniffed.
-            Lone surrogates become U+FFFD.
+        source: HTML or plain text. Bytes are decoded by BOM, else as UTF-8 if it nearly is, else as
+            declared, else as sniffed. Lone surrogates become U+FFFD.
         kind: what the source is; `auto` looks for tags.
         limits: what the page may cost.
 
@@ -84,7 +84,7 @@ def split(source: str | bytes, *, kind: Kind = "auto", limits: Limits | None = N
         PageError: the page breaks a limit.
     """
     limits = limits or Limits()
-    size = len(source)
+    size = len(source) if isinstance(source, bytes) else len(source.encode("utf-8", "surrogatepass"))
     if size > limits.max_bytes:
         raise PageError(f"the page has {size:,} bytes, the limit is {limits.max_bytes:,}: cut it, or raise max_bytes")
     text = decode_bytes(source) if isinstance(source, bytes) else without_surrogates(source)
@@ -204,7 +204,35 @@ class _Writer:
 
 def _split_html(html: str, limits: Limits) -> RawPage:
     check_depth(html, limits.max_depth)
-    body = LexborHTMLParser(html).body
+    page = _sections_of(html, scripting=False)
+    if any(map(_is_unbalanced, _noscripts_of(html))):  # read as markup, they may take in what stands behind them
+        scripted = _sections_of(html, scripting=True)
+        return scripted if len(scripted.text) > len(page.text) else page
+    return page
+
+
+_NOSCRIPT = re.compile(r"<noscript\b[^<>]*>", re.IGNORECASE)
+_NOSCRIPT_END = re.compile(r"</noscript\b", re.IGNORECASE)
+_PAIRED_TAG = re.compile(
+    r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)(/?)[a-z]", re.IGNORECASE
+)
+
+
+def _noscripts_of(html: str) -> Iterator[str]:
+    position = 0
+    while (start := _NOSCRIPT.search(html, position)) and (end := _NOSCRIPT_END.search(html, start.end())):
+        yield html[start.end() : end.start()]
+        position = end.end()
+
+
+def _is_unbalanced(content: str) -> bool:
+    closers = _PAIRED_TAG.findall(content)
+    return 2 * closers.count("/") != len(closers) or content.count("<!--") != content.count("-->")
+
+
+def _sections_of(html: str, *, scripting: bool) -> RawPage:
+    # Without events: they mirror the chosen option of a list, in time that grows with the square of its options.
+    body = LexborHTMLParser(html, options=LexborDocumentOptions.WO_EVENTS, scripting=scripting).body
     writer = _Writer()
     site_name = site_name_of(html)
     # A node still to visit, with the block element and the inline elements that it stands in.

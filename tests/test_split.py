@@ -21,8 +21,12 @@ SNIPPETS = "a|to be. |é|日本。| |\n|\t|\xa0|\u2028|\x1c|\x85|&amp;|&#0;|\u20
 
 
 def characters(source: str) -> str:
-    """Read a page's characters as shared/README.md defines them."""
-    found, stack = [], [LexborHTMLParser(source).body]
+    """Read a page's characters as data/README.md defines them."""
+    return max((characters_of(LexborHTMLParser(source, scripting=scripting)) for scripting in (False, True)), key=len)
+
+
+def characters_of(tree: LexborHTMLParser) -> str:
+    found, stack = [], [tree.body]
     while stack:
         node = stack.pop()
         if node is None or node.tag in HIDDEN:
@@ -198,6 +202,22 @@ def test_the_content_of_a_skipped_element_is_not_read(tag):
     assert texts_of(f"<p>a</p><{tag}>x</{tag}><p>b</p>") == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["<iframe src=x />", "<p>Switch scripts on", "<div><img src=x>", "<style>p {}", "<!-- x"],
+    ids=["self-closed", "paragraph", "division", "style", "comment"],
+)
+def test_an_unclosed_element_in_a_noscript_takes_nothing_with_it(content):
+    page = f"<html><body><noscript>{content}</noscript><h1>Ferry sails</h1><p>It sailed.</p></body></html>"
+
+    assert texts_of(page) == ["Ferry sails", "It sailed."]
+
+
+def test_a_list_of_many_options_is_parsed_at_once(within):
+    with within(5):
+        assert texts_of(f"<select>{'<option>x' * 40_000}</select><p>a</p>") == ["a"]
+
+
 def test_neither_title_nor_anything_else_in_the_head_is_read():
     assert texts_of("<html><head><title>t</title><style>s</style></head><body>a</body></html>") == ["a"]
 
@@ -318,6 +338,30 @@ def test_without_an_address_of_its_own_a_page_belongs_to_the_site_that_it_links_
     assert ["external" in " ".join(hints) for hints in link_hints(page)] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("host", "own", "other"),
+    [
+        ("www.cod.test", "edition.cod.test", "www.barnacle.test"),
+        ("www.cod.co.uk", "news.cod.co.uk", "www.eel.co.uk"),
+        ("cod.co", "www.cod.co", "eel.co"),
+        ("www.cod.test:8080", "cod.test", "cods.test"),
+    ],
+)
+@pytest.mark.parametrize(
+    "head", ["<link href='https://{}/a' rel='canonical'>", "<meta content=http://{} property=og:url>"]
+)
+def test_a_site_is_known_by_what_it_registered_however_short(head, host, own, other):
+    page = f"{head.format(host)}<p><a href='https://{own}/x'>a</a></p><p><a href='https://{other}/x'>b</a></p>"
+
+    assert ["link:external" in hints for hints in link_hints(page)] == [False, True]
+
+
+def test_a_page_that_names_no_host_for_its_own_links_is_of_none_of_those_it_links_to():
+    page = "<p><a href='/a'>a</a></p>" * 2 + "<p><a href='http://barnacle.test'>b</a></p>"
+
+    assert ["link:external" in hints for hints in link_hints(page)] == [False, False, True]
+
+
 def test_plain_text_has_neither_tags_nor_hints():
     (section,) = split("a", kind="text").sections
 
@@ -395,10 +439,11 @@ def test_lone_surrogates_become_replacement_characters():
     assert split("&#xD800;a", kind="html").text == "\ufffda"
 
 
-def test_a_page_of_exactly_the_limits_is_read():
+@pytest.mark.parametrize("source", [b"<p>a</p><p>b</p>", "<p>a</p><p>b</p>", "<p>ä</p><p>b</p"])
+def test_a_page_of_exactly_the_limits_is_read(source):
     limits = Limits(max_bytes=16, max_sections=2)
 
-    assert len(split(b"<p>a</p><p>b</p>", limits=limits).sections) == 2
+    assert len(split(source, limits=limits).sections) == 2
 
 
 @pytest.mark.parametrize(
