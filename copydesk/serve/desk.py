@@ -182,7 +182,8 @@ class Desk:
         """
         buffer = bytearray()
         pieces = aiter(unpacked(request, limit=None))
-        while (piece := await self._next_piece(pieces)) is not None:
+        deadline = self._line_deadline()
+        while (piece := await self._next_piece(pieces, deadline)) is not None:
             start = len(buffer)
             buffer += piece
             if buffer.find(b"\n", start) >= 0:
@@ -190,17 +191,21 @@ class Desk:
                 for line in lines:
                     yield line
                 buffer = bytearray(rest)
+                deadline = self._line_deadline()
             if len(buffer) > self.settings.max_body:
                 raise too_long(len(buffer), self.settings.max_body)
         if buffer:
             yield bytes(buffer)
 
-    async def _next_piece(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+    def _line_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.settings.read_timeout
+
+    async def _next_piece(self, pieces: AsyncIterator[bytes], deadline: float) -> bytes | None:
         async def next_piece() -> bytes | None:
             return await anext(pieces, None)
 
         try:
-            async with asyncio.timeout(self.settings.read_timeout):
+            async with asyncio.timeout_at(deadline):
                 return await unless(self.closing.wait(), next_piece())
         except TimeoutError:
             raise Refused(408, f"no line came for {self.settings.read_timeout:g} s: send the rest again") from None

@@ -92,7 +92,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 that does not wait forever for a request's headers, and refuses as the service does."""
+    """HTTP/1.1 that waits forever neither for headers nor for a body nobody reads, and refuses as the service does."""
 
     header_timeout: float = 30
     max_connections: int = 2_048
@@ -115,8 +115,17 @@ class Protocol(H11Protocol):
     def handle_events(self) -> None:
         """Wait anew where the headers of another request have begun."""
         super().handle_events()
-        incomplete = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
-        if not incomplete:
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of a body that was refused: a connection closed before takes the answer along."""
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        headers_begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        body_left = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+        if not (headers_begun or body_left):
             self._slow.cancel()
         elif self._slow.cancelled():
             self._slow = self.loop.call_later(self.header_timeout, self._give_up)

@@ -212,6 +212,36 @@ def test_clients_that_send_their_headers_or_bodies_slowly_are_cut_off(service):
         connection.close()
 
 
+def test_clients_that_drip_a_body_that_was_refused_are_cut_off(service):
+    kinds = {"/nowhere": "text/plain", "/v1/pages": "application/xml", "/v1/pages/stream": "application/x-ndjson"}
+    head = "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: {}\r\ncontent-length: 100000\r\n\r\n"
+    dripping = {path: socket.create_connection(("127.0.0.1", service.port), timeout=0.1) for path in kinds}
+    answers = dict.fromkeys(kinds, b"")
+    for path, connection in dripping.items():
+        connection.sendall(head.format(path, kinds[path]).encode())
+    began = time.monotonic()
+
+    while dripping:
+        assert time.monotonic() - began < 20
+        for path, connection in list(dripping.items()):
+            try:
+                connection.sendall(b"x")
+                answers[path] += (data := connection.recv(10_000))
+            except TimeoutError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                dripping.pop(path).close()
+
+    assert [answer[9:12] for answer in answers.values()] == [b"404", b"415", b"200"]
+
+
+def test_who_sends_a_long_body_is_told_why_it_is_refused(service):
+    for path, status in (("/nowhere", 404), ("/v1/pages", 415)):
+        assert post(service, b"x" * 8_000_000, path, {"content-type": "application/xml"})[0] == status
+
+
 def test_a_thousand_connections_at_once_are_all_answered(service):
     connections = [socket.create_connection(("127.0.0.1", service.port), timeout=60) for _ in range(1_000)]
     request = b"POST /v1/pages HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
