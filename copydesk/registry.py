@@ -60,11 +60,7 @@ def fetch(uri: str, *, folder: Path | str | None = None) -> Path:
     if not uri.startswith(SCHEME):
         raise RegistryError(f"{uri} is no registry address, expected e.g. models:/copydesk@champion")
     mlflow = _import_mlflow()
-    store = tracking_uri()
-    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).is_file():
-        raise RegistryError(  # mlflow would make an empty one
-            f"{uri} cannot be fetched: there is no MLflow store {store}. Set MLFLOW_TRACKING_URI to the one that has it"
-        )
+    store = _existing_store(uri)
     try:
         downloaded = mlflow.artifacts.download_artifacts(
             artifact_uri=uri, dst_path=None if folder is None else str(folder), tracking_uri=store
@@ -90,7 +86,7 @@ def version_of(uri: str) -> str:
     """
     mlflow = _import_mlflow()
     name, _, alias = uri.removeprefix(SCHEME).partition("@")
-    store = tracking_uri()
+    store = _existing_store(uri)
     try:
         return str(mlflow.MlflowClient(tracking_uri=store).get_model_version_by_alias(name, alias).version)
     except (mlflow.exceptions.MlflowException, OSError) as error:
@@ -247,6 +243,15 @@ def _document(number: int, record: Mapping[str, Any]) -> Document:
     if len(kinds) != 1:
         raise PageError(f"row {number} has {' and '.join(kinds) or 'neither html nor text'}: give either html or text")
     return Document(given[kinds[0]], url=given.get("url"), kind=kinds[0])
+
+
+def _existing_store(uri: str) -> str:
+    store = tracking_uri()
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).is_file():
+        raise RegistryError(  # mlflow would make an empty one
+            f"{uri} cannot be found: there is no MLflow store {store}. Set MLFLOW_TRACKING_URI to the one that has it"
+        )
+    return store
 
 
 def _import_mlflow() -> ModuleType:

@@ -80,9 +80,10 @@ def test_a_missing_store_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(registry.RegistryError, match="MLFLOW_TRACKING_URI"):
-        registry.fetch("models:/tiny@challenger")
-    assert not list(tmp_path.iterdir())
+    for ask in (registry.fetch, registry.version_of):
+        with pytest.raises(registry.RegistryError, match="MLFLOW_TRACKING_URI"):
+            ask("models:/tiny@challenger")
+        assert not list(tmp_path.iterdir())
 
 
 def test_without_mlflow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
