@@ -4,6 +4,7 @@ Knows content types, encodings and gzip; knows nothing of models or queues.
 """
 
 import asyncio
+import codecs
 import json
 import zlib
 from collections.abc import AsyncIterator
@@ -25,6 +26,9 @@ JSON, HTML, TEXT = "application/json", "text/html", "text/plain"
 LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _BLOCK = 2**16
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_LIKE_UTF8 = frozenset({"utf-16le", "utf-16be", "iso-2022-jp"})
+"""Encodings of which most bytes are valid UTF-8, too."""
 
 
 class _Given(BaseModel):
@@ -201,7 +205,8 @@ def _broken_gzip(reason: str) -> Refused:
 def raw_document(body: bytes, *, kind: Literal["html", "text"], charset: str | None, url: str | None) -> Document:
     """Return a page that came as it is.
 
-    UTF-8 is taken for UTF-8 whatever the header says, as for files; else the header says what the bytes are.
+    A byte-order mark and UTF-8 are taken for what they are whatever the header says, as for files; else the header
+    says what the bytes are.
 
     Raises:
         Refused: 415, the charset is unknown.
@@ -209,13 +214,18 @@ def raw_document(body: bytes, *, kind: Literal["html", "text"], charset: str | N
     encoding = webencodings.lookup(charset) if charset else None
     if charset and encoding is None:
         raise unsupported("charset", charset, "an encoding that browsers know")
-    if encoding is not None and encoding.name != "utf-8":
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError:
-            text, _ = webencodings.decode(body, encoding)
-            return Document(without_surrogates(text), url=url, kind=kind)
-    return Document(body, url=url, kind=kind)
+    if encoding is None or body.startswith(_MARKS) or (encoding.name not in _LIKE_UTF8 and _is_utf8(body)):
+        return Document(body, url=url, kind=kind)
+    text, _ = webencodings.decode(body, encoding)
+    return Document(without_surrogates(text), url=url, kind=kind)
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def parse_pages(body: bytes) -> tuple[list[Document], bool]:

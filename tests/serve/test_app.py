@@ -77,6 +77,10 @@ def test_the_address_of_a_raw_page_is_handed_back(client_of):
         ("Größe".encode("latin-1"), "; charset=ISO-8859-1"),
         ("Größe".encode("latin-1"), '; boundary=x; Charset="latin1"'),
         ("Größe".encode("utf-16"), "; charset=utf-8"),
+        ("Größe".encode("utf-32"), "; charset=utf-8"),
+        ("Größe".encode("utf-16-le"), "; charset=utf-16le"),
+        ("Größe".encode("utf-16-le"), "; charset=utf-16"),
+        ("Größe".encode("utf-16-be"), "; charset=utf-16be"),
     ],
 )
 def test_encodings(client_of, body, charset):
@@ -85,6 +89,24 @@ def test_encodings(client_of, body, charset):
 
 def test_a_charset_decides_between_encodings(client_of):
     assert post_raw(client_of(), "Łódź".encode("iso-8859-2"), "text/plain; charset=iso-8859-2").json()["text"] == "Łódź"
+
+
+@pytest.mark.parametrize(
+    ("text", "charset"), [("goal", "utf-16le"), ("goal", "utf-16"), ("goal", "utf-16be"), ("試合", "iso-2022-jp")]
+)
+def test_a_charset_is_believed_where_its_bytes_are_utf_8_too(client_of, text, charset):
+    body = text.encode("utf-16-le" if charset == "utf-16" else charset)
+    body.decode("utf-8")
+
+    assert post_raw(client_of(), body, f"text/plain; charset={charset}").json()["text"] == text
+
+
+def test_one_bad_byte_spoils_nothing_else_of_declared_utf_8(client_of):
+    body = "Größe – Łódź ".encode() + b"\xff" + " naïve".encode()
+
+    text = post_raw(client_of(), body, "text/plain; charset=utf-8").json()["text"]
+
+    assert text == "Größe – Łódź \ufffd naïve"
 
 
 def test_two_gzip_members_are_one_body(client_of):
