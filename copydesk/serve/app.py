@@ -189,7 +189,7 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
 
 async def _documents_of(
     request: Request, desk: Desk, *, url: str | None, taken: list[int]
-) -> tuple[list[Document], bool]:
+) -> tuple[list[Document | FailedPage], bool]:
     kind, charset = media_type(request)
     if kind not in {JSON, HTML, TEXT}:
         raise unsupported("content-type", kind, f"{JSON}, {HTML} or {TEXT}")
@@ -200,16 +200,19 @@ async def _documents_of(
     return [raw_document(body, kind="html" if kind == HTML else "text", charset=charset, url=url)], False
 
 
-def _page_or_refusal(answer: Page | BaseException) -> Page:
+def _page_or_refusal(answer: Page | FailedPage | BaseException) -> Page:
     if isinstance(answer, Page):
         return answer
-    if isinstance(answer, PageError):
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(answer), what="page") from answer
-    raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, str(answer), what="page") from answer
+    unreadable = isinstance(answer, PageError | FailedPage)
+    status = HTTPStatus.UNPROCESSABLE_ENTITY if unreadable else HTTPStatus.INTERNAL_SERVER_ERROR
+    raise Refused(status, answer.error if isinstance(answer, FailedPage) else str(answer), what="page")
 
 
-def _list_of(answers: Sequence[Page | BaseException]) -> str:
-    rows = (answer if isinstance(answer, Page) else FailedPage(source=None, error=str(answer)) for answer in answers)
+def _list_of(answers: Sequence[Page | FailedPage | BaseException]) -> str:
+    rows = (
+        FailedPage(source=None, error=str(answer)) if isinstance(answer, BaseException) else answer
+        for answer in answers
+    )
     return f"[{','.join(row.model_dump_json() for row in rows)}]"
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter, Val
 from starlette.requests import Request
 
 from copydesk.detect import without_surrogates
+from copydesk.page import FailedPage
 from copydesk.predictor import Document
 from copydesk.serve.metering import Meters
 from copydesk.serve.problems import Refused, unavailable
@@ -69,7 +70,6 @@ GivenPage = Annotated[
     ),
 ]
 ONE_PAGE: TypeAdapter[HtmlPage | TextPage] = TypeAdapter(GivenPage)
-PAGES: TypeAdapter[list[HtmlPage | TextPage]] = TypeAdapter(list[GivenPage])
 
 
 @dataclass(eq=False, slots=True)
@@ -228,18 +228,16 @@ def _is_utf8(body: bytes) -> bool:
     return True
 
 
-def parse_pages(body: bytes) -> tuple[list[Document], bool]:
-    """Return the pages of a JSON body, and whether they came as a list.
+def parse_pages(body: bytes) -> tuple[list[Document | FailedPage], bool]:
+    """Return the pages of a JSON body, and whether they came as a list: what is no page of it has a row in its place.
 
     Raises:
-        Refused: 400 it is no JSON, 422 it is no page and no list of pages.
+        Refused: 400 it is no JSON, 422 it is no page and no list.
     """
-    many = body.lstrip()[:1] == b"["
-    try:
-        given = PAGES.validate_json(body) if many else [ONE_PAGE.validate_json(body)]
-    except ValidationError as error:
-        raise _refusal_of(error) from error
-    return [_document(page) for page in given], many
+    given = _parsed(body, what="body")
+    if isinstance(given, list):
+        return [_document_or_row(page) for page in given], True
+    return [_document(given, expected=f"{EXPECTED}, or a list of such")], False
 
 
 def parse_line(line: bytes) -> Document:
@@ -248,26 +246,45 @@ def parse_line(line: bytes) -> Document:
     Raises:
         Refused: 400 it is no JSON, 422 it is no page.
     """
+    return _document(_parsed(line, what="line"), expected=EXPECTED)
+
+
+def _parsed(content: bytes, *, what: str) -> Any:
     try:
-        return _document(ONE_PAGE.validate_json(line))
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"the {what} is no JSON: {error}", what=what) from error
+
+
+def _document_or_row(given: Any) -> Document | FailedPage:
+    try:
+        return _document(given, expected=EXPECTED)
+    except Refused as refused:
+        return FailedPage(source=None, error=refused.detail)
+
+
+def _document(given: Any, *, expected: str) -> Document:
+    try:
+        page = ONE_PAGE.validate_python(_clean(given))
     except ValidationError as error:
-        raise _refusal_of(error) from error
-
-
-def _document(page: HtmlPage | TextPage) -> Document:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"][1:])) or "page"  # behind the kind of the page
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        detail = f"{where}: {fault['msg']}{more}. Expected {expected}"
+        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, detail, what=where) from error
     if isinstance(page, HtmlPage):
         return Document(page.html, url=page.url, kind="html")
     return Document(page.text, url=page.url, kind="text")
 
 
-def _refusal_of(error: ValidationError) -> Refused:
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(f"page {step}" if isinstance(step, int) else step for step in fault["loc"])
-    if fault["type"] == "json_invalid":
-        return Refused(HTTPStatus.BAD_REQUEST, f"the body is no JSON: {fault['msg']}", what="body")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    detail = f"{where or 'the body'}: {fault['msg']}{more}. Expected {EXPECTED}, or a list of such"
-    return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, detail, what=where or "body")
+def _clean(given: Any) -> Any:
+    """Return what is given without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    if not isinstance(given, dict):
+        return given
+    return {
+        without_surrogates(name): without_surrogates(value) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
 
 
 EXPECTED = json.dumps({"html": "<p>…</p>", "url": "https://…"}, ensure_ascii=False) + ' or {"text": "…"}'

@@ -5,9 +5,10 @@ Knows deadlines, clients that leave and the end of service; knows nothing of rou
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _TIMED_OUT = "timed out"
+_LIMIT = re.compile(r"raise (max_\w+)")
 
 
 class Desk:
@@ -53,8 +55,11 @@ class Desk:
         self.batcher.predictor = predictor
         self.meters.name_model(predictor.info)
 
-    async def read(self, documents: Sequence[Document]) -> list[Page | BaseException]:
+    async def read(self, documents: Sequence[Document | FailedPage]) -> list[Page | FailedPage | BaseException]:
         """Read the pages of a request.
+
+        Args:
+            documents: pages, and in their places rows for what is none, which are passed on.
 
         Returns:
             For each its page, or what became of it: `PageError`, `BrokenPageError`.
@@ -66,32 +71,34 @@ class Desk:
         if len(documents) > limit:
             detail = f"the request has {len(documents):,} pages, the limit is {limit:,}: send several, or a stream"
             raise Refused(422, detail, what="pages", got=len(documents), limit=limit)
+        readable = [document for document in documents if isinstance(document, Document)]
         try:
-            tasks = self.batcher.accept(documents)
+            tasks = self.batcher.accept(readable)
         except BusyError:
             waiting = self.batcher.num_waiting
             raise busy(
                 f"{waiting:,} pages are waiting and the queue holds {self.settings.max_waiting:,}: send it again later",
                 what="waiting pages",
-                got=waiting + len(documents),
+                got=waiting + len(readable),
                 limit=self.settings.max_waiting,
                 retry_after=self.batcher.pace.retry_after(waiting),
             ) from None
         try:
             async with asyncio.timeout(self.settings.timeout):
-                answers = await asyncio.gather(*tasks, return_exceptions=True)
+                answers = iter(await asyncio.gather(*tasks, return_exceptions=True))
         except TimeoutError:
-            self._count(_TIMED_OUT, len(documents))
+            self._count(_TIMED_OUT, len(readable))
             raise self._too_late() from None
         except asyncio.CancelledError:
-            self._count("dropped", len(documents))
+            self._count("dropped", len(readable))
             raise
         finally:
             for task in tasks:
                 task.cancel()
-        for answer in answers:
-            self._count_answer(answer)
-        return answers
+        rows = [next(answers) if isinstance(document, Document) else document for document in documents]
+        for row in rows:
+            self._count_answer(row)
+        return [_with_option(row) if isinstance(row, PageError) else row for row in rows]
 
     def _too_late(self) -> Refused:
         return unavailable(
@@ -105,18 +112,18 @@ class Desk:
     def _count(self, outcome: str, pages: int = 1) -> None:
         self.meters.pages.labels(outcome).inc(pages)
 
-    def _count_answer(self, answer: Page | BaseException) -> None:
+    def _count_answer(self, answer: Page | FailedPage | BaseException) -> None:
         if isinstance(answer, Page):
             self.meters.count_page(answer)
         else:
-            self._count("refused" if isinstance(answer, PageError) else "failed")
+            self._count("refused" if isinstance(answer, PageError | FailedPage) else "failed")
 
     async def stream(self, request: Request) -> AsyncIterator[Page | FailedPage]:
         """Read a stream of JSON lines and yield a row for each, in order, while more lines come.
 
         A line is read while fewer than `stream_window` pages of the stream wait, so that it cannot fill the queue.
         """
-        rows: asyncio.Queue[asyncio.Task[Page] | FailedPage | None] = asyncio.Queue(self.settings.stream_window)
+        rows: asyncio.Queue[_Line | FailedPage | None] = asyncio.Queue(self.settings.stream_window)
         reader = asyncio.create_task(self._take_lines(request, rows))
         try:
             while True:
@@ -130,13 +137,11 @@ class Desk:
                 await reader
             while not rows.empty():
                 left = rows.get_nowait()
-                if isinstance(left, asyncio.Task):
-                    left.cancel()
+                if isinstance(left, _Line):
+                    left.page.cancel()
                     self._count("dropped")
 
-    async def _take_lines(
-        self, request: Request, rows: "asyncio.Queue[asyncio.Task[Page] | FailedPage | None]"
-    ) -> None:
+    async def _take_lines(self, request: Request, rows: "asyncio.Queue[_Line | FailedPage | None]") -> None:
         """Put a task for each line into the queue, and at last None; then wait until the client leaves."""
         number = 0
         try:
@@ -151,7 +156,7 @@ class Desk:
             pass
         raise ClientDisconnect
 
-    async def _start(self, line: bytes, number: int) -> asyncio.Task[Page] | FailedPage:
+    async def _start(self, line: bytes, number: int) -> "_Line | FailedPage":
         try:
             document = parse_line(line)
         except Refused as refused:
@@ -159,18 +164,19 @@ class Desk:
             return FailedPage(source=None, error=f"line {number}: {refused.detail}")
         await self.batcher.wait_for_room()
         (task,) = self.batcher.accept([document])
-        return task
+        return _Line(number, task)
 
-    async def _row_of(self, task: asyncio.Task[Page]) -> Page | FailedPage:
+    async def _row_of(self, line: "_Line") -> Page | FailedPage:
         try:
             async with asyncio.timeout(self.settings.timeout):
-                page = await task
+                page = await line.page
         except TimeoutError:
             self._count(_TIMED_OUT)
-            return FailedPage(source=None, error=self._too_late().detail)
+            return FailedPage(source=None, error=f"line {line.number}: {self._too_late().detail}")
         except (PageError, BrokenPageError) as error:
             self._count_answer(error)
-            return FailedPage(source=None, error=str(error))
+            reason = _with_option(error) if isinstance(error, PageError) else error
+            return FailedPage(source=None, error=f"line {line.number}: {reason}")
         self._count_answer(page)
         return page
 
@@ -211,6 +217,19 @@ class Desk:
             raise Refused(408, f"no line came for {self.settings.read_timeout:g} s: send the rest again") from None
         except StoppedError:
             raise unavailable("the service is about to end: send the rest again", retry_after=1) from None
+
+
+class _Line(NamedTuple):
+    """A line of a stream whose page is read."""
+
+    number: int
+    page: asyncio.Task[Page]
+
+
+def _with_option(error: PageError) -> PageError:
+    """Name the service's option where the reason names the limit."""
+    reason = str(error).replace("raise max_bytes", "raise max_page")
+    return PageError(_LIMIT.sub(lambda found: f"raise --{found[1].replace('_', '-')}", reason))
 
 
 class StoppedError(Exception):

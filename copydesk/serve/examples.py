@@ -61,7 +61,10 @@ _ANSWER: dict[str, Any] = {
 }
 _ANY_BYTES: dict[str, Any] = {}
 """A crawler's page may be anything; OpenAPI 3.1 says so by saying nothing."""
-_FAILED = {"source": None, "error": "the page has 10,412 sections, the limit is 10,000: cut it, or raise max_sections"}
+_FAILED = {
+    "source": None,
+    "error": "the page has 10,412 sections, the limit is 10,000: cut it, or raise --max-sections",
+}
 
 PAGES_ANSWER: dict[str, Any] = {
     "description": "The page, or a row for each page of a list.",
