@@ -16,17 +16,19 @@ import logging
 import math
 import time
 from bisect import insort
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
-from copydesk.page import FailedPage, Page
+from copydesk.page import FailedPage, Page, PageError
 from copydesk.predictor import Document, Predictor, PreparedPage
 from copydesk.serve.metering import Meters
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 HUGE_CHARACTERS = 2**18
 """Size from which a page is split in the lane of the huge ones."""
@@ -88,6 +90,7 @@ class Batcher:
         self._model = ThreadPoolExecutor(self.lanes, "model")
         self._free = asyncio.Semaphore(self.lanes)
         self._reading: set[asyncio.Task[None]] = set()
+        self._jobs: set[Future[Any]] = set()
         self._threads = torch.get_num_threads()
         self._splitters = ThreadPoolExecutor(SPLITTERS, "split")
         self._huge_splitter = ThreadPoolExecutor(1, "split-huge")
@@ -100,6 +103,11 @@ class Batcher:
         await asyncio.gather(self._running, *self._reading, return_exceptions=True)
         for executor in (self._splitters, self._huge_splitter, self._model):
             executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether a thread splits or reads pages, perhaps for nobody any more."""
+        return any(job.running() for job in list(self._jobs))
 
     @property
     def room(self) -> int:
@@ -143,15 +151,14 @@ class Batcher:
     async def _read(self, document: Document) -> Page:
         since, predictor = time.monotonic(), self.predictor
         lane = self._huge_splitter if len(document.content) >= HUGE_CHARACTERS else self._splitters
-        loop = asyncio.get_running_loop()
         try:
-            prepared = await loop.run_in_executor(lane, predictor.prepare, document)
-        except ValueError:  # PageError
+            prepared = await self._in_thread(lane, predictor.prepare, document)
+        except PageError:
             raise
         except Exception as error:
             log.exception("a page broke the splitter")
             raise BrokenPageError(f"the page could not be split ({type(error).__name__}): report the page") from error
-        waiting = _Waiting(since, predictor, prepared, loop.create_future())
+        waiting = _Waiting(since, predictor, prepared, asyncio.get_running_loop().create_future())
         insort(self._ready, waiting, key=lambda other: other.since)
         self._wake.set()
         try:
@@ -159,6 +166,12 @@ class Batcher:
         finally:
             if waiting in self._ready:  # timed out, or nobody waits for it any more
                 self._ready.remove(waiting)
+
+    async def _in_thread(self, lane: ThreadPoolExecutor, work: Callable[..., Result], *arguments: Any) -> Result:
+        job = lane.submit(work, *arguments)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return await asyncio.wrap_future(job)
 
     async def _run(self) -> None:
         while True:
@@ -197,11 +210,10 @@ class Batcher:
     async def _read_batch(self, batch: Sequence[_Waiting]) -> None:
         pages = [waiting.prepared for waiting in batch]
         started = time.monotonic()
-        loop = asyncio.get_running_loop()
         rows: Sequence[Page | FailedPage]
         try:
             threads = max(1, self._threads // len(self._reading))
-            rows = await loop.run_in_executor(self._model, _read, batch[0].predictor, pages, threads)
+            rows = await self._in_thread(self._model, _read, batch[0].predictor, pages, threads)
         except Exception as error:  # read_batch finds out which page it was, so this is none's
             log.exception("a batch failed")
             rows = [FailedPage(source=None, error=f"the model failed ({type(error).__name__})")] * len(pages)

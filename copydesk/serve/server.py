@@ -72,10 +72,11 @@ def serve(
         server = Server(config, desk, source, version=version)
         server.run(sockets=[listening])
     logging.shutdown()
-    if server.lost:
+    status = 1 if server.lost else 0
+    if server.lost or desk.batcher.is_computing:
         sys.stderr.flush()
-        os._exit(1)  # the model's thread may still compute, and nobody waits for it
-    return 0
+        os._exit(status)  # the interpreter would wait for threads whose pages nobody waits for
+    return status
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -191,6 +191,21 @@ def test_a_page_that_nobody_waits_for_leaves_the_queue(predictor):
     assert gated.batches == [["minister"], ["goal"]]
 
 
+def test_a_thread_computes_until_it_is_done_whoever_waits(predictor):
+    gated = Gated(predictor)
+
+    async def scenario(batcher):
+        assert not batcher.is_computing
+        first = await occupy(batcher, gated)
+        first.cancel()
+        await asyncio.sleep(0.02)
+        assert batcher.is_computing
+        gated.go.release()
+        await until(lambda: not batcher.is_computing)
+
+    run(gated, scenario)
+
+
 def test_a_request_that_finds_no_room_for_all_its_pages_leaves_none(predictor):
     gated = Gated(predictor)
 

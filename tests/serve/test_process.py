@@ -112,6 +112,16 @@ def test_what_takes_longer_than_the_grace_time_is_said_to_be_lost(service_of):
     assert [row["lost_requests"] for row in service.logged if row["message"] == "ended"] == [1]
 
 
+def test_a_page_that_nobody_waits_for_any_more_does_not_put_off_the_end(service_of):
+    service = service_of(seconds_a_page=20, timeout=0.2, grace=2)
+    assert post(service)[0] == 503
+    began = time.monotonic()
+
+    assert service.stop() == 0
+
+    assert time.monotonic() - began < 10
+
+
 def test_a_stream_is_told_where_to_go_on(service_of):
     service = service_of(seconds_a_page=0.05)
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
