@@ -81,14 +81,19 @@ def serve(
 
 def _bound(host: str, port: int) -> socket.socket:
     """Take an address, before the model is loaded; nobody can connect yet."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
+    listening = None
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except OSError:
-        listening.close()
-        raise
+    except OSError as error:
+        if listening:
+            listening.close()
+        raise OSError(
+            f"the service cannot listen on port {port} of {host} ({error.strerror}): give a free port with --port, 0 "
+            "takes one, and an address of this machine with --host"
+        ) from error
     return listening
 
 

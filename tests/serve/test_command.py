@@ -105,6 +105,21 @@ def test_what_cannot_be_served_is_said_before_anything_listens(tiny_model, argum
 
 def test_an_address_that_is_taken_is_said_at_once(tiny_model):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = run("--model", str(tiny_model), "--port", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        result = run("--model", str(tiny_model), "--port", str(port))
 
-    assert (result.exit_code, "in use" in result.stderr) == (2, True)
+    assert result.exit_code == 2
+    assert f"cannot listen on port {port} of 127.0.0.1 (Address already in use): give a free port" in result.stderr
+
+
+def test_a_host_that_is_none_is_said_at_once(tiny_model, monkeypatch):
+    def refuse(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)  # no name leaves this machine
+
+    result = run("--model", str(tiny_model), "--host", "nowhere.invalid")
+
+    assert result.exit_code == 2
+    assert "cannot listen on port 8080 of nowhere.invalid (Name or service not known)" in result.stderr
+    assert "an address of this machine with --host" in result.stderr
