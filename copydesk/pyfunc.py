@@ -11,6 +11,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 import copydesk
+from copydesk.page import FailedPage, Page
 from copydesk.registry import ARTIFACT, documents_from
 
 
@@ -28,10 +29,17 @@ class PageReader(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> list[dict[str, Any]]:
-        """Read the pages, one a row."""
+        """Read the pages, one a row; the row of one that cannot be read is an empty page with `error`."""
         documents = documents_from(model_input)
         with self._lock:
-            return [page.model_dump(mode="json") for page in self._predictor.predict(documents)]
+            return [self._row_of(page) for page in self._predictor.stream(documents)]
+
+    def _row_of(self, page: Page | FailedPage) -> dict[str, Any]:
+        if isinstance(page, Page):
+            return page.model_dump(mode="json")
+        # Spark needs the columns of a page in each row.
+        empty = Page(text="", headline=None, body="", sections=[], topics=[], model=self._predictor.info)
+        return empty.model_dump(mode="json") | page.model_dump()
 
 
 set_model(PageReader())

@@ -5,6 +5,7 @@ imported when it is used (extra `[mlflow]`). To fetch a model runs nothing that 
 """
 
 import importlib.metadata
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from copydesk.detect import detect_kind
-from copydesk.page import PageError
+from copydesk.page import FailedPage
 from copydesk.predictor import Document
 from copydesk.saved import MANIFEST, read_description, read_manifest
 
@@ -190,7 +191,8 @@ def package(
     mlflow = _import_mlflow()
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    rows = Schema([ColSpec("string", name, required=False) for name in ("html", "text", "url")])
+    # AnyType, because MLflow would make strings of all that is given: the text "None" of a null.
+    rows = Schema([ColSpec(AnyType(), name, required=False) for name in ("html", "text", "url")])
     mlflow.pyfunc.save_model(
         path=str(target),
         mlflow_model=mlflow_model,
@@ -223,26 +225,33 @@ def _public(version: str) -> str:
     return version.partition("+")[0]  # `2.13.0+cpu` is on no package index
 
 
-def documents_from(rows: Any) -> list[Document]:
-    """Return the pages of a request.
+def documents_from(rows: Any) -> list[Document | FailedPage]:
+    """Return the pages of a request, and in their places rows for what is none.
 
     Args:
         rows: a data frame or mappings, with `html` or `text`, and perhaps `url`.
-
-    Raises:
-        PageError: a row holds both or neither of `html` and `text`.
     """
     records: Iterable[Mapping[str, Any]] = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
-    return [_document(number, record) for number, record in enumerate(records)]
+    return [_document(record) for record in records]
 
 
-def _document(number: int, record: Mapping[str, Any]) -> Document:
-    # A data frame fills the cells that a row lacks with NaN.
-    given = {name: value for name in ("html", "text", "url") if isinstance(value := record.get(name), str)}
+def _document(record: Mapping[str, Any]) -> Document | FailedPage:
+    given: dict[str, Any] = {
+        name: value for name in ("html", "text", "url") if not _is_missing(value := record.get(name))
+    }
+    for name, value in given.items():
+        if not isinstance(value, str):
+            return FailedPage(source=None, error=f"{name} is {type(value).__name__}, expected a string: give it as one")
     kinds: list[Literal["html", "text"]] = [kind for kind in ("html", "text") if kind in given]
     if len(kinds) != 1:
-        raise PageError(f"row {number} has {' and '.join(kinds) or 'neither html nor text'}: give either html or text")
+        error = f"the row has {' and '.join(kinds) or 'neither html nor text'}: give either html or text"
+        return FailedPage(source=None, error=error)
     return Document(given[kinds[0]], url=given.get("url"), kind=kinds[0])
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a row lacks this cell, which a data frame fills with NaN, or with NA."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ == "NAType"
 
 
 def _existing_store(uri: str) -> str:

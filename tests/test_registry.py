@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import pandas as pd
@@ -11,7 +12,8 @@ from mlflow import MlflowClient
 from mlflow.pyfunc.scoring_server import invocations
 
 import copydesk
-from copydesk import Document, PageError, registry
+from copydesk import Document, registry
+from copydesk.page import FailedPage
 from copydesk.saved import read_manifest
 
 HTML = "<h1>Talks in the news</h1><p>The minister said more.</p><aside>Subscribe to read more</aside>"
@@ -125,14 +127,65 @@ def test_one_kind_of_page_is_enough_for_a_request(model: mlflow.pyfunc.PyFuncMod
     assert model.predict([{"text": TEXT}]) == expected[1:]
 
 
-@pytest.mark.parametrize("row", [{"url": "https://news.example"}, {"html": "<p>a", "text": "a"}, {}])
-def test_a_row_needs_either_html_or_text(row: dict):
-    with pytest.raises(PageError, match=r"row 1 has .*: give either html or text"):
-        registry.documents_from([{"text": "a"}, row])
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ({"url": "https://news.example"}, "the row has neither html nor text: give either html or text"),
+        ({"html": "<p>a", "text": "a"}, "the row has html and text: give either html or text"),
+        ({}, "the row has neither html nor text: give either html or text"),
+        ({"html": 3}, "html is int, expected a string: give it as one"),
+        ({"text": "a", "url": ["b"]}, "url is list, expected a string: give it as one"),
+    ],
+)
+def test_a_row_that_is_no_page_takes_no_other_with_it(row: dict, error: str):
+    assert registry.documents_from([{"text": "a"}, row]) == [
+        Document("a", kind="text"),
+        FailedPage(source=None, error=error),
+    ]
 
 
-def test_an_empty_page_is_a_page():
-    assert registry.documents_from([{"text": "", "html": None}]) == [Document("", kind="text")]
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_an_empty_page_is_a_page(missing: Any):
+    assert registry.documents_from([{"text": "", "html": missing}]) == [Document("", kind="text")]
+
+
+DEEP = "<div>" * 10_100
+BAD_ROWS = [{"html": None}, {"html": 3}, {"html": HTML, "text": TEXT}, {"html": DEEP}]
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {"inputs": [*BAD_ROWS, *ROWS]},
+        {"dataframe_records": [*BAD_ROWS, *ROWS]},
+        {
+            "dataframe_split": {
+                "columns": ["html", "text", "url"],
+                "data": [[row.get(name) for name in ("html", "text", "url")] for row in [*BAD_ROWS, *ROWS]],
+            }
+        },
+    ],
+    ids=lambda body: next(iter(body)),
+)
+def test_mlflow_says_in_its_row_why_a_page_cannot_be_read(
+    model: mlflow.pyfunc.PyFuncModel, expected: list[dict], request_body: dict
+):
+    response = invocations(json.dumps(request_body), "application/json", model, model.metadata.get_input_schema())
+
+    assert response.status == 200
+    *failed, first, second = json.loads(response.response)["predictions"]
+    assert [first, second] == expected
+    for row, words in zip(failed, ["neither html nor text", "html is ", "html and text", "10,000"], strict=True):
+        assert words in row["error"]
+        assert row.keys() - {"error"} == first.keys()
+        assert (row["text"], row["sections"]) == ("", [])
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_mlflow_makes_no_text_of_what_is_none(model: mlflow.pyfunc.PyFuncModel, value: int | None):
+    (row,) = model.predict([{"html": value}])
+
+    assert "error" in row
 
 
 def test_the_requirements_can_be_had_from_an_index(tiny_model: Path):

@@ -114,6 +114,16 @@ def test_the_server_says_what_the_command_line_says(address: str, environment: d
         assert page["model"] == wanted["model"]
 
 
+def test_what_is_no_page_is_said_in_its_row(address: str):
+    body = {"inputs": [{"html": None}, {"html": 3}, {"text": TEXT}]}
+
+    response = requests.post(f"{address}/invocations", json=body, timeout=300)
+
+    assert response.ok, response.text
+    assert [page["text"] for page in response.json()["predictions"]] == ["", "", TEXT]
+    assert ["error" in page for page in response.json()["predictions"]] == [True, True, False]
+
+
 def test_the_model_carries_the_wheel_that_it_requires(store: Path):
     (requirements,) = store.glob("mlartifacts/**/requirements.txt")
     first, *others = requirements.read_text("utf-8").splitlines()
