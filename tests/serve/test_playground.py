@@ -2,11 +2,16 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+
+from copydesk import detect
+from copydesk.detect import detect_kind
 
 SCREENSHOTS = os.environ.get("COPYDESK_SCREENSHOTS")
 """Folder to write pictures to, for people to look at."""
@@ -127,6 +132,39 @@ def test_each_sample_is_read_in_full(page, number):
     expect(page.get_by_role("status")).to_contain_text("read as plain text" if number == 1 else "read as HTML")
 
     assert len(answer_of(page)["sections"]) > 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<table><tr><td>Ferry<td>x</table><strong>ok</strong><em>z</em>",
+        "\ufeff\n <BODY>goal",
+        " " * 1_001 + "<html>goal",
+        "<p>goal",
+        "<p>goal <x>talks",
+        "<pre>goal <bold>talks",
+        "1 < 2 and <a > 3, <br/>4",
+        "<h1\nclass='a'>goal</h1>",
+    ],
+)
+def test_it_tells_html_from_text_as_the_command_does(page, source):
+    assert page.evaluate("looksLikeHtml", source) == (detect_kind(source) == "html")
+
+
+def test_it_knows_the_tags_that_the_command_knows():
+    script = files("copydesk.serve").joinpath("playground.html").read_text("utf-8")
+
+    assert re.search(r"const TAG_LIKE = /(.*)/gi;", script)[1].replace(r"\/", "/") == detect._TAG_LIKE.pattern
+
+
+def test_a_refused_page_leaves_nothing_of_the_one_before(page):
+    read(page, PAGE)
+    page.locator("#source").fill("x")
+    page.route("**/v1/pages", lambda route: route.fulfill(status=200, body="<", content_type="application/json"))
+    page.get_by_role("button", name="Read the page").click()
+
+    expect(page.locator("#status.problem")).not_to_be_empty()
+    expect(page.locator("#results")).to_be_hidden()
 
 
 def test_all_is_reached_by_keyboard_alone(page):
