@@ -8,7 +8,8 @@ import importlib.metadata
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -231,7 +232,11 @@ def documents_from(rows: Any) -> list[Document | FailedPage]:
     Args:
         rows: a data frame or mappings, with `html` or `text`, and perhaps `url`.
     """
-    records: Iterable[Mapping[str, Any]] = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+    records: Sequence[Mapping[str, Any]] = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
+    if len(records) == 1 and all(isinstance(value, list) for value in records[0].values()):
+        # MLflow makes one row of columns, {"inputs": {"html": ["…", "…"]}}.
+        (columns,) = records
+        records = [dict(zip(columns, row, strict=True)) for row in zip_longest(*columns.values())] or records
     return [_document(record) for record in records]
 
 

@@ -104,6 +104,7 @@ def test_mlflow_answers_like_the_folder(model: mlflow.pyfunc.PyFuncModel, expect
     "request_body",
     [
         {"inputs": ROWS},
+        {"inputs": {"html": [HTML, None], "text": [None, TEXT], "url": ["https://news.example/a", None]}},
         {"dataframe_records": ROWS},
         {
             "dataframe_split": {
@@ -121,6 +122,14 @@ def test_mlflows_server_reads_requests(model: mlflow.pyfunc.PyFuncModel, expecte
 
     assert response.status == 200
     assert json.loads(response.response) == {"predictions": expected}
+
+
+def test_mlflows_server_reads_columns(model: mlflow.pyfunc.PyFuncModel, expected: list[dict]):
+    body = json.dumps({"inputs": {"text": [TEXT, TEXT]}})
+
+    response = invocations(body, "application/json", model, model.metadata.get_input_schema())
+
+    assert json.loads(response.response) == {"predictions": [expected[1]] * 2}
 
 
 def test_one_kind_of_page_is_enough_for_a_request(model: mlflow.pyfunc.PyFuncModel, expected: list[dict]):
