@@ -236,7 +236,8 @@ class Predictor:
             documents: pages, and in their places rows for those that could not even be fetched, which are passed on.
 
         Yields:
-            A `FailedPage` for a page that breaks a limit or the model, so that the others are read all the same.
+            A `FailedPage` for a page that breaks a limit, the splitter or the model, so that the others are read all
+            the same.
         """
         return self._read(documents, keep_failures=True)
 
@@ -264,10 +265,14 @@ class Predictor:
     def _prepare(self, document: Document, keep_failures: bool) -> PreparedPage | FailedPage:  # noqa: FBT001 (private)
         try:
             return self.prepare(document)
-        except PageError as error:
+        except Exception as error:
             if not keep_failures:
                 raise
-            return FailedPage(source=document.source, error=str(error))
+            if isinstance(error, PageError):
+                return FailedPage(source=document.source, error=str(error))
+            log.exception("%s broke the splitter", document.source)
+            reason = f"the page could not be split ({type(error).__name__}: {error}): report the page"
+            return FailedPage(source=document.source, error=reason)
 
     def _finish(
         self,

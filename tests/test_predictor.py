@@ -14,7 +14,7 @@ from copydesk import int8
 from copydesk.page import FailedPage, Page, PageError
 from copydesk.predictor import Document, Predictor, choose_device, native_bfloat16
 from copydesk.saved import TOKENIZER, load_saved, read_description, save_folder
-from copydesk.split import Limits
+from copydesk.split import Limits, split
 
 HTML = "<h1>Minister said talks</h1><p>The <a href=x>goal</a> of the match today.</p><p>Subscribe to read more.</p>"
 PAGES = [
@@ -182,6 +182,22 @@ def test_a_stream_of_nothing_but_failures_ends(tiny_model):
     rows = list(predictor.stream(Document("x" * 2_000, source=str(i)) for i in range(3)))
 
     assert [row.source for row in rows] == ["0", "1", "2"]
+
+
+def test_a_page_that_breaks_the_splitter_is_a_row_of_its_own_in_a_stream(predictor, monkeypatch):
+    def fail(content, **options):
+        if content == "hard":
+            raise MemoryError("Can't parse HTML.")
+        return split(content, **options)
+
+    monkeypatch.setattr("copydesk.predictor.split", fail)
+
+    rows = list(predictor.stream(Document(content, source=content) for content in ("goal", "hard", "match")))
+
+    assert [(row.source, isinstance(row, Page)) for row in rows] == [("goal", True), ("hard", False), ("match", True)]
+    assert "MemoryError: Can't parse HTML." in rows[1].error
+    with pytest.raises(MemoryError):
+        predictor.predict(["goal", "hard"])
 
 
 def test_a_stream_asks_for_no_more_pages_than_it_needs(tiny_model):
