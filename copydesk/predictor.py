@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -91,8 +91,9 @@ def choose_device(device: Device) -> torch.device:
     """Return the device to run on.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        ValueError: CUDA is asked for and not there, or it is no device.
     """
+    _check_choice("device", device, Device)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no CUDA device: use --device cpu, or install torch for CUDA")
     if device == "auto":
@@ -116,8 +117,9 @@ def choose_precision(precision: Precision, device: torch.device, ranges: Sequenc
         ranges: of the model's activations, without which there are no 8-bit integers.
 
     Raises:
-        ValueError: int8 is asked for and not to be had.
+        ValueError: int8 is asked for and not to be had, or it is no precision.
     """
+    _check_choice("precision", precision, Precision)
     if precision == "int8":
         if device.type != "cpu":
             raise ValueError(f"precision is int8, which is for processors, and the device is {device}: use auto")
@@ -130,6 +132,11 @@ def choose_precision(precision: Precision, device: torch.device, ranges: Sequenc
     if ranges and device.type == "cpu" and int8.is_native():
         return "int8"
     return "bfloat16" if native_bfloat16(device) else "float32"
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in (allowed := get_args(choices)):
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
 
 
 def tune_malloc() -> None:
@@ -213,6 +220,7 @@ class Predictor:
 
         Raises:
             PageError: the page breaks a limit.
+            ValueError: it is no kind.
         """
         return self.predict([page], kind=kind)[0]
 
@@ -225,7 +233,11 @@ class Predictor:
 
         Raises:
             PageError: a page breaks a limit.
+            TypeError: it is one page, no list.
+            ValueError: it is no kind.
         """
+        if isinstance(pages, str | bytes | Document):  # which can be walked, too
+            raise TypeError(f"pages is one {type(pages).__name__}, expected a list: pass [page], or use predict_one")
         documents = (page if isinstance(page, Document) else Document(page, kind=kind) for page in pages)
         return [page for page in self._read(documents, keep_failures=False) if isinstance(page, Page)]
 
@@ -245,6 +257,8 @@ class Predictor:
         waiting: list[PreparedPage | FailedPage] = []
         tokens = sections = 0
         for document in documents:
+            if isinstance(document, Document):
+                _check_choice("kind", document.kind, Kind)
             item = document if isinstance(document, FailedPage) else self._prepare(document, keep_failures)
             if isinstance(item, PreparedPage):
                 tokens += item.num_tokens

@@ -146,6 +146,21 @@ def test_the_kind_is_that_of_the_document_or_else_of_the_call(predictor):
     assert [page.text for page in pages] == ["<p>a</p><p>b</p>", "a"]
 
 
+def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(predictor):
+    for read in (
+        lambda: predictor.predict_one("<p>a</p>", kind="HTML"),
+        lambda: list(predictor.stream([Document("<p>a</p>", kind="HTML")])),
+    ):
+        with pytest.raises(ValueError, match="kind is 'HTML', expected one of auto, html, text"):
+            read()
+
+
+@pytest.mark.parametrize("page", ["<p>ab</p>", b"<p>ab</p>", Document("<p>ab</p>")])
+def test_one_page_is_not_taken_for_a_list_of_its_characters(predictor, page):
+    with pytest.raises(TypeError, match=r"expected a list: pass \[page\], or use predict_one"):
+        predictor.predict(page)
+
+
 LIMITS = Limits(max_bytes=1_000, max_sections=10, max_depth=50)
 OVER = {
     "bytes": ("x" * 1_001, "1,001 bytes, the limit is 1,000"),
@@ -333,6 +348,12 @@ def test_a_model_folder_may_go_once_it_is_loaded(tiny_model, tmp_path, predictor
 def test_cuda_that_is_not_there_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match="torch finds no CUDA device: use --device cpu"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(("option", "value"), [("device", "gpu"), ("precision", "fp16")])
+def test_a_device_or_precision_that_there_is_not_is_refused_with_those_that_there_are(tiny_model, option, value):
+    with pytest.raises(ValueError, match=f"{option} is '{value}', expected one of auto, "):
+        copydesk.load(tiny_model, **{option: value})
 
 
 def test_the_processor_says_whether_it_knows_bfloat16():
