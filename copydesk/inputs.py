@@ -73,6 +73,8 @@ def read_bytes(path: str, *, max_bytes: int) -> bytes:
     Raises:
         InputError: it cannot be read or unpacked, or is longer.
     """
+    if path == STDIN and sys.stdin is None:
+        raise InputError("standard input is closed: pipe a page into it, or name a file")
     try:
         if path == STDIN:
             data = _read_up_to(sys.stdin.buffer, max_bytes + _GZIP_SLACK)

@@ -140,6 +140,13 @@ def test_standard_input_may_be_packed(pages, pack):
     assert [(row["source"], row["text"][:8]) for row in rows(result)] == [("-", "Minister")]
 
 
+def test_closed_standard_input_is_a_row(pages, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+
+    with pytest.raises(InputError, match="standard input is closed: pipe a page into it"):
+        read_bytes("-", max_bytes=1_000)
+
+
 def test_standard_input_is_read_once_only(pages):
     assert run("predict", "-", "-").exit_code == 2
 
