@@ -8,7 +8,7 @@ import gzip
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,6 +35,8 @@ class InputError(ValueError):
 
 def find_pages(paths: Sequence[str]) -> list[str | FailedPage]:
     """Find the pages that paths name, in the order given, each folder and pattern sorted.
+
+    Links to folders are followed; a folder or a pattern reads each real folder once.
 
     Args:
         paths: files, folders, patterns, or `-`. What exists under its literal name is no pattern.
@@ -137,9 +139,25 @@ def _expand(path: str) -> list[str | FailedPage]:
     if not glob.has_magic(path) or os.path.lexists(path):
         return [path]
     found: dict[str, str | FailedPage] = {}
-    for match in sorted(glob.glob(path, recursive=True)):
-        found.update({_sort_key(page): page for page in _expand(match)})
-    return list(found.values())
+    for page in sorted((page for match in _matches(path) for page in _expand(match)), key=_sort_key):
+        folder, name = os.path.split(_sort_key(page))
+        place = os.path.join(os.path.realpath(folder), name)
+        if place not in found or place == os.path.abspath(_sort_key(page)):  # rather its own name than that of a link
+            found[place] = page
+    return sorted(found.values(), key=_sort_key)
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return what a pattern matches; below `**`, where `glob` runs round in loops of links, each real folder once."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return glob.glob(pattern)
+    i = parts.index("**")
+    rest = "/".join(parts[i + 1 :] or "*")
+    tops = glob.glob("/".join([*parts[:i], ""])) if i else ["./"]
+    folders = (folder for top in tops for folder, _ in _walk(top, hidden=False))
+    matches = [match for folder in folders for match in _matches(os.path.join(glob.escape(folder), rest))]
+    return matches if i else [match.removeprefix("./") for match in matches]
 
 
 def _pages_in(folder: str) -> list[str | FailedPage]:
@@ -149,10 +167,28 @@ def _pages_in(folder: str) -> list[str | FailedPage]:
         reason = f"cannot be listed ({error.strerror}): check its permissions"
         found.append(FailedPage(source=source_name(error.filename), error=reason))
 
-    for parent, _, names in os.walk(folder, onerror=note):
+    for parent, names in _walk(folder, onerror=note):
         paths = (os.path.join(parent, name) for name in names if name.lower().endswith(PAGE_SUFFIXES))
         found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]  # no pipe: it would wait
     return sorted(found, key=_sort_key)
+
+
+def _walk(
+    top: str, *, hidden: bool = True, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each real folder once, with the names of its files, and folders before links to them."""
+    seen: set[str] = set()
+    starts = [top]
+    for start in starts:  # grows
+        for parent, folders, names in os.walk(start, onerror=onerror):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if hidden or not name.startswith(".")]
+            starts += sorted(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
+            yield parent, names
 
 
 def _sort_key(page: str | FailedPage) -> str:

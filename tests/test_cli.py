@@ -93,6 +93,28 @@ def test_a_pattern_that_the_shell_left_alone_is_expanded(pages):
     assert [row["source"] for row in rows(result)] == ["pages/b.html", "pages/deep/c.htm.gz"]
 
 
+def test_links_to_folders_are_followed_and_each_real_folder_is_read_once(pages, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.html").write_text(HTML)
+    (pages / "away").symlink_to(tmp_path / "elsewhere")
+    (pages / "again").symlink_to("deep")
+    for name in ("one", "two"):  # glob would run through them in every order
+        (pages / name).symlink_to(".")
+    found = ["pages/a.txt", "pages/away/d.html", "pages/b.html", "pages/deep/c.htm.gz"]
+
+    assert find_pages(["pages"]) == found
+    assert find_pages(["pages/**/*.*t*"]) == found
+    assert find_pages(["pa*/**/d*"]) == ["pages/away/d.html", "pages/deep/c.htm.gz"]
+    assert find_pages(["**/*.html"]) == ["elsewhere/d.html", "pages/b.html"]
+
+
+def test_a_pattern_passes_over_hidden_folders(pages):
+    (pages / ".git").mkdir()
+    (pages / ".git" / "d.html").write_text(HTML)
+
+    assert find_pages(["**/*.html"]) == ["pages/b.html"]
+
+
 def test_a_pattern_without_a_match_fails_beside_others_that_match(pages):
     result = run("predict", "*.xml", "pages/b.html", "--format", "jsonl")
 
