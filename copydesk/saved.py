@@ -122,7 +122,10 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelError(f"there is no model folder {folder}: train one, or name one with --model or COPYDESK_MODEL")
+        remedy = "train one, or name one with --model or COPYDESK_MODEL"
+        if str(folder).startswith("models:/"):
+            remedy = "`copydesk serve` takes such an address; copydesk.registry.fetch makes a folder of it"
+        raise ModelError(f"there is no model folder {folder}: {remedy}")
     path = folder / MANIFEST
     if not path.is_file():
         raise ModelError(f"{folder} has no {MANIFEST}, so it is no copydesk model: name the folder that holds one")
