@@ -158,7 +158,10 @@ def export(
     *,
     model: ModelOption = None,
 ) -> None:
-    """Copy a model so that the copy needs no pretrained encoder beside it."""
+    """Copy a model so that the copy needs no pretrained encoder beside it.
+
+    Weights are stored in bfloat16, so scores may differ slightly.
+    """
     from copydesk.encoder import EncoderError
     from copydesk.saved import ModelError, export_standalone
 

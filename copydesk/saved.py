@@ -10,11 +10,12 @@ import json
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -39,7 +40,7 @@ _HASHED = (WEIGHTS, DESCRIPTION, TOKENIZER)
 
 
 class ModelError(ValueError):
-    """A model folder cannot be trusted or understood. The message says why, and what to do."""
+    """A model folder cannot be trusted, understood or written. The message says why, and what to do."""
 
 
 class _Part(BaseModel):
@@ -294,23 +295,41 @@ def save_folder(
 
 
 def export_standalone(source: Path | str, target: Path | str) -> Manifest:
-    """Copy a model folder so that the copy needs no pretrained encoder beside it.
+    """Copy a model folder, in bfloat16, so that the copy needs no pretrained encoder beside it.
 
     Raises:
-        ModelError: the source cannot be trusted or understood, or the target is not empty.
+        ModelError: the source cannot be trusted or understood, or the target is not empty or cannot be written.
         EncoderError: the encoder that the source builds on cannot be had.
     """
     source, target = Path(source), Path(target)
+    if target.exists() and not target.is_dir():
+        raise ModelError(f"{target} is a file, expected a folder: name a new one")
     if target.exists() and any(target.iterdir()):
         raise ModelError(f"{target} is not empty: name a new folder")
     saved = load_saved(source)
-    return save_folder(
-        target,
-        tensors={key: tensor.bfloat16() for key, tensor in saved.model.state_dict().items()},
-        description=saved.description.model_copy(update={"base": None}),
-        tokenizer=(source / TOKENIZER).read_text("utf-8"),
-        name=saved.manifest.name,
-        created=saved.manifest.created,
-        run=saved.manifest.run,
-        card=(source / CARD).read_text("utf-8") if (source / CARD).is_file() else "",
-    )
+    tokenizer = (source / TOKENIZER).read_text("utf-8")
+    card = (source / CARD).read_text("utf-8") if (source / CARD).is_file() else ""
+    is_new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".part", dir=target) as part:  # inside, for the target may be a mount
+            manifest = save_folder(
+                part,
+                tensors={key: tensor.bfloat16() for key, tensor in saved.model.state_dict().items()},
+                description=saved.description.model_copy(update={"base": None}),
+                tokenizer=tokenizer,
+                name=saved.manifest.name,
+                created=saved.manifest.created,
+                run=saved.manifest.run,
+                card=card,
+            )
+            for file in (*_HASHED, CARD, MANIFEST):  # the manifest last: without it, it is no model
+                (Path(part) / file).replace(target / file)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{target} cannot be written ({error}): name a folder that is yours to write, on a disk with room"
+        ) from error
+    finally:
+        if is_new and target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+    return manifest

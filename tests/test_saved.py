@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import copydesk
@@ -388,6 +389,35 @@ def test_a_standalone_copy_overwrites_nothing(tiny_model, tmp_path):
         export_standalone(tiny_model, tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_standalone_copy_over_a_file_is_refused(tiny_model, tmp_path):
+    (tmp_path / "page.html").write_text("x")
+
+    with pytest.raises(ModelError, match=r"page\.html is a file, expected a folder"):
+        export_standalone(tiny_model, tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_standalone_copy_that_finds_the_disk_full_leaves_nothing(tiny_model, tmp_path, is_there, monkeypatch):
+    def fill(tensors, path):
+        path.write_bytes(b"half a mod")
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr("copydesk.saved.save_file", fill)
+    folder = tmp_path / "alone"
+    if is_there:
+        folder.mkdir()
+
+    with pytest.raises(ModelError, match=r"alone cannot be written \(.*No space left.*a disk with room"):
+        export_standalone(tiny_model, folder)
+
+    assert list(tmp_path.rglob("*")) == [folder] * is_there
+
+
+def test_the_address_of_a_registry_is_said_to_be_no_folder():
+    with pytest.raises(ModelError, match=r"no model folder models:/copydesk@champion: `copydesk serve` takes"):
+        load_saved("models:/copydesk@champion")
 
 
 class Bomb:
