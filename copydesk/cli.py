@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from copydesk.console import ModelOption, give_up, model_folder, stderr
+from copydesk.console import ModelOption, give_up, model_folder, show_error, stderr
 from copydesk.detect import Kind
 from copydesk.inputs import InputError, find_pages, predict_pages
 from copydesk.page import FailedPage, Page
@@ -40,8 +40,22 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="copydesk")
+    """Run the command line; end with status 2 if standard output cannot be written, with 1 if its reader went away."""
+    try:
+        try:
+            app(prog_name="copydesk")
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:  # a file's: the commands handle these, so it is a fault of ours
+            raise
+        # The rest of the buffer cannot be written either, and the interpreter would say so as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        show_error(f"cannot write to standard output: {error.strerror}")
+        sys.exit(2)
 
 
 @app.command(no_args_is_help=True)
@@ -211,17 +225,11 @@ def _opened(output: str | None) -> Iterator[TextIO]:
     """Open standard output, or a file that takes its name when all is written."""
     if output is None or output == "-":
         stream = sys.stdout
+        if stream is None:
+            give_up("standard output is closed: open it, or name a file with --output")
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
-        try:
-            yield stream
-            stream.flush()
-        except OSError as error:
-            # The rest of the buffer cannot be written either, and the interpreter would say so as it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if not isinstance(error, BrokenPipeError):
-                give_up(f"cannot write to standard output: {error.strerror}")
-            raise typer.Exit(1) from error
+        yield stream
         return
     target = Path(output).resolve()
     in_place = target.exists() and not target.is_file()  # a device or a pipe

@@ -41,8 +41,13 @@ def model_folder(model: str | None) -> Path:
 
 def give_up(reason: object) -> NoReturn:
     """Say why nothing could be done, and end with status 2."""
-    stderr().print(Text.assemble(("error: ", "bold red"), printable(str(reason))))
+    show_error(reason)
     raise typer.Exit(2)
+
+
+def show_error(reason: object) -> None:
+    """Say what went wrong."""
+    stderr().print(Text.assemble(("error: ", "bold red"), printable(str(reason))))
 
 
 def stderr() -> Console:

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import copydesk
-from copydesk.cli import app
+from copydesk.cli import app, main
 from copydesk.inputs import InputError, find_pages, predict_pages, read_bytes
 from copydesk.page import FailedPage, ModelInfo, Page, Scores, Section, Topic
 from copydesk.terminal import show_pages
@@ -450,6 +450,30 @@ def test_help_waits_for_no_heavy_import():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
 
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["info"], ["info", "--json"], ["predict", "pages"]])
+def test_standard_output_that_cannot_be_written_is_an_error(pages, command, monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        monkeypatch.setattr("sys.argv", ["copydesk", *command])
+
+        with pytest.raises(SystemExit) as ended:
+            main()
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: cannot write to standard output: No space left on device\n"
+
+
+def test_closed_standard_output_is_an_error(pages, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.argv", ["copydesk", "predict", "pages"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 2
+    assert "standard output is closed: open it, or name a file with --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["text", "jsonl"])
