@@ -5,10 +5,13 @@ Knows options, terminals and exit codes; knows nothing of how a page is found, r
 
 import contextlib
 import os
+import shutil
+import signal
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -231,19 +234,49 @@ def _opened(output: str | None) -> Iterator[TextIO]:
             stream.reconfigure(encoding="utf-8")
         yield stream
         return
-    target = Path(output).resolve()
-    in_place = target.exists() and not target.is_file()  # a device or a pipe
-    path = target if in_place else target.with_name(f".{target.name}.{os.getpid()}.part")
+    named = Path(output)
     try:
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        if not in_place:
-            path.replace(target)
+        if named.exists() and not named.is_file():  # a device or a pipe, whose resolved name may be no path
+            with named.open("w", encoding="utf-8", newline="\n") as file:
+                yield file
+        else:
+            with _ended_by_signals(), _replacing(named.resolve()) as file:
+                yield file
     except OSError as error:
         give_up(f"cannot write {output} ({error.strerror}): name a file in a folder that exists and is yours to write")
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[TextIO]:
+    """Open a file that takes the place, and the mode, of another when all is written."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            if target.exists():
+                shutil.copymode(target, part)  # whole: the umask has taken its share
+            yield file
+        part.replace(target)
     finally:
-        if not in_place:
-            path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the run as an exception, which closes and removes what is open."""
+
+    def end(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:  # none that is ignored, as under nohup
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

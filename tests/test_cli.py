@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from io import StringIO
@@ -306,6 +307,33 @@ def test_output_stays_as_it_was_after_a_crash(pages, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pages"]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_output_keeps_the_mode_of_the_file_that_it_replaces(pages, tmp_path, monkeypatch, mode):
+    target = tmp_path / "out.jsonl"
+    target.touch()
+    target.chmod(mode)
+    before_a_row = []
+    real = Page.model_dump_json
+
+    def look(page):
+        before_a_row.extend(stat.S_IMODE(part.stat().st_mode) for part in tmp_path.glob(".*.part"))
+        return real(page)
+
+    monkeypatch.setattr(Page, "model_dump_json", look)
+
+    assert run("predict", "pages/b.html", "--format", "jsonl", "--output", target).exit_code == 0
+    assert [*before_a_row, stat.S_IMODE(target.stat().st_mode)] == [mode, mode]
+
+
+def test_output_may_be_a_pipe_by_the_name_of_its_descriptor(pages):
+    process = start("predict", "pages/b.html", "--format", "jsonl", "--output", "/dev/stdout")
+
+    output, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (0, b"")
+    assert json.loads(output)["source"] == "pages/b.html"
+
+
 def test_output_that_cannot_be_written_says_what_to_do(pages):
     result = run("predict", "pages", "--output", "nowhere/out.txt")
 
@@ -488,16 +516,18 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(pages, form):
     assert process.wait() == 1
 
 
-def test_control_c_ends_the_run_with_130_and_leaves_no_file(pages, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_with_128_and_its_number_and_leaves_no_file(pages, tmp_path, number):
     os.mkfifo(tmp_path / "slow")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, also by children
+    at_rest = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, at_rest)  # ignored in the background, also by children
     process = start("predict", "slow", "--output", "out.txt")
-    signal.signal(signal.SIGINT, before)
+    signal.signal(number, before)
     writer = os.open(tmp_path / "slow", os.O_WRONLY)  # returns when the other side reads
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     os.close(writer)
 
-    assert (process.returncode, errors) == (130, b"")
+    assert (process.returncode, errors) == (128 + number, b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "slow"]
