@@ -171,6 +171,41 @@ def test_a_split_without_pages_is_named_before_training_begins():
         fit(experiment)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["fit.encoder=no/such/encoder"], "the encoder no/such/encoder is no local folder"),
+        (["fit.encoder_layers=99"], "expected at most 2"),
+        (["fit.network.page_width=65"], "expected a multiple of 64"),
+        (["prepare.topics=none.yaml"], r"the topic list none\.yaml cannot be used"),
+        (["fit={kind: baseline}", "prepare.topics=none.yaml"], r"the topic list none\.yaml cannot be used"),
+        (["fit={kind: baseline}"], "has no validation pages"),
+    ],
+)
+def test_a_fit_that_is_refused_leaves_the_one_before(settings: list[str], message: str):
+    folder = tiny().fitted
+    folder.mkdir(parents=True)
+    (folder / "trained.safetensors").write_text("fitted")
+    if message == "has no validation pages":
+        file = tiny().prepared / "pages" / "validation.parquet"
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(file)[:0], file)
+
+    with pytest.raises(ValueError, match=message):
+        fit(tiny(*settings))
+    assert [path.name for path in folder.iterdir()] == ["trained.safetensors"]
+
+
+def test_a_fit_without_prepared_rows_leaves_the_one_before():
+    folder = tiny().fitted
+    folder.mkdir(parents=True)
+    (folder / "trained.safetensors").write_text("fitted")
+    tiny().prepared.rename("elsewhere")
+
+    with pytest.raises(FileNotFoundError, match=r"run `python -m train\.prepare`"):
+        fit(tiny())
+    assert [path.name for path in folder.iterdir()] == ["trained.safetensors"]
+
+
 def test_an_encoder_keeps_no_more_layers_than_it_has():
     with pytest.raises(ValueError, match=r"fit\.encoder_layers is 9, expected at most 2"):
         network_of(tiny("fit.encoder_layers=9"))

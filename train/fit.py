@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ WEIGHTS, SUMMARY, HELD_OUT = "trained.safetensors", "fit.json", "held_out.npz"
 MADE_OF, CHECKPOINTS = "made_of.json", "checkpoints"
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a transformer is fitted with."""
+
+    fitting: Fitting
+    hints: list[str]
+    train: Rows
+    validation: Rows
+
+
 def fit(experiment: Experiment, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Run the stage and return its summary; nothing in a process that is not the first of several.
 
@@ -51,37 +62,37 @@ def fit(experiment: Experiment, *, resume: bool = False, callbacks: Sequence[Tra
 
     Raises:
         FileNotFoundError: the prepare stage has not run.
-        ValueError: the prepared rows do not fit this version.
+        ValueError: the prepared rows do not fit this version, or a setting does not fit them or the encoder.
         CheckpointError: no checkpoint could be written, or what is there was made of something else.
     """
     settings = experiment.fit
     processes = join(choose_device("cpu" if isinstance(settings, BaselineFit) else settings.device))
     if experiment.is_refit:
         check_refit(experiment)
-    if processes.is_main_process:
-        resume = _begin(experiment, resume=resume)
+    noted, made_of = experiment.fitted / MADE_OF, what_makes(experiment)
+    resume = resume and not isinstance(settings, BaselineFit)  # which takes seconds
+    if resume and noted.is_file():
+        checkpoints.check_same(noted, made_of)
+    finished = resume and (experiment.fitted / SUMMARY).is_file()
+    inputs = None if finished else _read(experiment)
+    if processes.is_main_process:  # only now: a fit that is refused leaves the one before
+        if not resume:
+            shutil.rmtree(experiment.fitted, ignore_errors=True)
+        resume = checkpoints.check_same(noted, made_of)
     processes.wait_for_everyone()
     with tracking.resume_run(experiment) if resume else tracking.start_run(experiment) as run:
         run.log_inputs(experiment.prepared)
-        if (experiment.fitted / SUMMARY).is_file():
+        if finished:
             summary = json.loads((experiment.fitted / SUMMARY).read_text("utf-8"))
-        elif isinstance(settings, BaselineFit):
-            summary = baseline.fit(experiment)
+        elif inputs:
+            summary = _fit_transformer(experiment, inputs, run, callbacks=callbacks)
         else:
-            summary = _fit_transformer(experiment, settings, run, callbacks=callbacks)
+            summary = baseline.fit(experiment)
         run.log_metrics({name: value for name, value in summary.items() if isinstance(value, int | float)})
         if processes.is_main_process:
             checkpoints.write_whole(experiment.fitted / SUMMARY, summary)
             shutil.rmtree(experiment.fitted / CHECKPOINTS, ignore_errors=True)
     return summary
-
-
-def _begin(experiment: Experiment, *, resume: bool) -> bool:
-    """Make the folder, and tell whether there is something in it to go on from."""
-    folder, settings = experiment.fitted, experiment.fit
-    if not resume or isinstance(settings, BaselineFit):  # which takes seconds
-        shutil.rmtree(folder, ignore_errors=True)
-    return checkpoints.check_same(folder / MADE_OF, what_makes(experiment))
 
 
 def what_makes(experiment: Experiment) -> dict[str, Any]:
@@ -91,41 +102,51 @@ def what_makes(experiment: Experiment) -> dict[str, Any]:
 
 
 def hashes_of_what_is_read(experiment: Experiment) -> dict[str, str]:
-    """Return the hashes of the prepared rows, by file, and of the encoder."""
+    """Return the hashes of the prepared rows, by file, and of the encoder; of the topic list the ids in their order."""
     read = {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
+    read["topics"] = " ".join(topic.id for topic in read_topics(experiment.prepare.topics).topics)
     if isinstance(experiment.fit, TransformerFit):
         read["the encoder"] = sha256_of(encoder_folder(experiment.fit.encoder) / "model.safetensors")
     return read
 
 
-def _fit_transformer(
-    experiment: Experiment, settings: TransformerFit, run: tracking.Run, *, callbacks: Sequence[TrainerCallback]
-) -> dict[str, Any]:
-    tune_malloc()
-    topics = read_topics(experiment.prepare.topics)
-    folder = encoder_folder(settings.encoder)
-    pages = {split: load_rows(experiment.prepared, "pages", split) for split in ("train", "validation")}
-    learnt = experiment.learnt
-    hints = choose_hints(chain.from_iterable(pages[split] for split in learnt), min_sites=settings.min_hint_sites)
-    encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding, hints)
-    rows = {
-        split: Rows(
-            *encode_rows(read, load_rows(experiment.prepared, "articles", split), encoder=encoder, topics=topics)
-        )
-        for split, read in pages.items()
-    }
-    for split, found in rows.items():
-        if not found.pages:
+def _read(experiment: Experiment) -> Inputs | None:
+    """Read and check all that a transformer is fitted with; of the baseline, which reads for itself, check the rows."""
+    settings = experiment.fit
+    pages, articles = (
+        {split: load_rows(experiment.prepared, kind, split) for split in ("train", "validation")}
+        for kind in ("pages", "articles")
+    )
+    for split, found in pages.items():
+        if not len(found):
             raise ValueError(
                 f"{experiment.prepared} has no {split} pages, expected some of each split: give pages of more sites"
             )
-    validation = rows["validation"]
+    if isinstance(settings, BaselineFit):
+        return None
+    tune_malloc()
+    topics, folder, learnt = read_topics(experiment.prepare.topics), encoder_folder(settings.encoder), experiment.learnt
+    hints = choose_hints(chain.from_iterable(pages[split] for split in learnt), min_sites=settings.min_hint_sites)
+    fitting = Fitting(settings, folder, topics, num_hints=len(hints))
+    fitting.new_model()  # refuses settings that do not fit the encoder
+    encoder = TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings.encoding, hints)
+    rows = {
+        split: Rows(*encode_rows(read, articles[split], encoder=encoder, topics=topics))
+        for split, read in pages.items()
+    }
     train = Rows.joined([rows[split] for split in learnt])
     if settings.cleaned_share:
         random = np.random.default_rng(settings.seed)
         for split in learnt:
             train.pages.extend(cleaned_copies(pages[split], encoder=encoder, random=random))
-    fitting = Fitting(settings, folder, topics, num_hints=len(hints))
+    return Inputs(fitting, hints, train, rows["validation"])
+
+
+def _fit_transformer(
+    experiment: Experiment, inputs: Inputs, run: tracking.Run, *, callbacks: Sequence[TrainerCallback]
+) -> dict[str, Any]:
+    fitting, train, validation = inputs.fitting, inputs.train, inputs.validation
+    settings = fitting.settings
     working = experiment.fitted / CHECKPOINTS
     trainer = fitting.run(
         train,
@@ -151,9 +172,9 @@ def _fit_transformer(
     return {
         "kind": "transformer",
         "encoder": settings.encoder,
-        "encoder_sha256": sha256_of(folder / "model.safetensors"),
+        "encoder_sha256": sha256_of(fitting.encoder / "model.safetensors"),
         "network": model.shape.model_dump(),
-        "hints": hints,
+        "hints": inputs.hints,
         "ranges": [layer.model_dump(mode="json") for layer in ranges] or None,
         "lora_scale": 1.0 if settings.tuning == "lora" else None,
         "best_step": trainer.state.best_global_step or trainer.state.global_step,
