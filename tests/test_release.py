@@ -1,14 +1,20 @@
-"""Temperatures and thresholds are those that the held-out rows ask for."""
+"""Temperatures and thresholds are those that the held-out rows ask for; what was not fitted is not released."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from sklearn.metrics import f1_score
 
 from copydesk.decode import class_probabilities, topic_probabilities
 from copydesk.labels import CLASSES, TopicInfo, TopicList
-from train.release import GRID, calibrate, choose_thresholds, headline_share
+from train.arguments import load_experiment
+from train.config import Experiment
+from train.fit import fit
+from train.prepare import prepare
+from train.release import GRID, calibrate, choose_thresholds, headline_share, release
 
 FLAT = TopicList([TopicInfo(id=f"t:{i}", slug=f"s{i}", name=f"n{i}") for i in range(3)])
 FAMILY = TopicList(
@@ -176,3 +182,45 @@ def test_a_parents_threshold_is_chosen_on_what_its_children_lend_it(random):
 
     probabilities = topic_probabilities(held_out["topic_logits"], temperature=found.topic_temperature, topics=FAMILY)
     assert f1_score(child > 0, probabilities[:, 0] >= found.thresholds[0]) > 0.98
+
+
+BASELINE = "fit={kind: baseline}"
+
+
+def tiny(*overrides: str) -> Experiment:
+    return load_experiment("tiny.yaml", list(overrides))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_settings_rows_and_topics_that_were_not_fitted_are_not_released(workplace: Path):
+    experiment = tiny("fit.epochs=1")
+    fit(experiment)
+    release(experiment)
+    before = files_of(experiment.released)
+    content = yaml.safe_load(experiment.prepare.topics.read_text("utf-8"))
+    Path("reversed.yaml").write_text(yaml.safe_dump({"topics": content["topics"][::-1]}), "utf-8")
+
+    for setting, changed in [
+        ("fit.encoding.head_tokens=3", r"fit\.encoding"),
+        ("fit.epochs=2", r"fit\.epochs"),
+        (BASELINE, r"fit\.kind"),
+        ("prepare.topics=reversed.yaml", "topics"),
+    ]:
+        with pytest.raises(ValueError, match=rf"tiny/fit was fitted with other {changed}.*: restore them"):
+            release(tiny("fit.epochs=1", setting))
+    prepare(tiny("prepare.seed=1"))
+    with pytest.raises(ValueError, match=r"fitted with other data/prepared/tiny/articles/"):
+        release(experiment)
+    assert files_of(experiment.released) == before
+
+
+def test_settings_of_the_release_itself_may_change(workplace: Path):
+    fit(tiny(BASELINE))
+    release(tiny(BASELINE))
+
+    release(tiny(BASELINE, "release.min_topic_positives=3", "release.name=other", "evaluate.seed=3"))
+
+    assert '"other"' in (tiny().released / "baseline.json").read_text("utf-8")

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -199,14 +199,38 @@ def check_refit(experiment: Experiment) -> None:
             "first"
         )
     made_of = json.loads(noted.read_text("utf-8"))
-    now = what_makes(before)
-    if changed := sorted(
-        name for name in made_of.keys() & now.keys() if made_of[name] != now[name] and name != "fit.seed"
-    ):
+    if changed := [name for name in changed_since(made_of, before) if name != "fit.seed"]:
         raise ValueError(
             f"{before.fitted} was fitted with other {', '.join(changed)}: a refit repeats what validation has judged, "
             "so restore them, or run the stages without fit.refit again"
         )
+
+
+def check_fitted(experiment: Experiment) -> dict[str, Any]:
+    """Return what was fitted, as `made_of.json` notes it.
+
+    Raises:
+        FileNotFoundError: the stage has not run.
+        ValueError: it was something else than what the experiment now says.
+    """
+    for name in (SUMMARY, MADE_OF):
+        if not (experiment.fitted / name).is_file():
+            raise FileNotFoundError(
+                f"there is no {experiment.fitted / name}: run `python -m train.fit` with the same config first"
+            )
+    made_of: dict[str, Any] = json.loads((experiment.fitted / MADE_OF).read_text("utf-8"))
+    if changed := changed_since(made_of, experiment):
+        raise ValueError(
+            f"{experiment.fitted} was fitted with other {', '.join(changed)}: restore them, by the same --set too, or "
+            "run `python -m train.fit` again"
+        )
+    return made_of
+
+
+def changed_since(made_of: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Name what differs between what was fitted and what would be now; what an earlier version did not note is not."""
+    now = what_makes(experiment)
+    return sorted(name for name in made_of.keys() & now.keys() if made_of[name] != now[name])
 
 
 def _held_out_before(experiment: Experiment) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ from train import baseline, tracking
 from train.arguments import experiment_from_arguments
 from train.card import card_of
 from train.config import Experiment, TransformerFit
+from train.fit import HELD_OUT, SUMMARY, WEIGHTS, check_fitted
 from train.metrics import expected_calibration_error, labels_of
 from train.rows import load_rows
 from train.sources.articles import read_topics
@@ -65,14 +66,13 @@ def release(experiment: Experiment) -> Calibration:
 
     Raises:
         FileNotFoundError: the fit stage has not run.
+        ValueError: it ran with other settings, rows or topics.
         EncoderError: the encoder that was tuned cannot be had any more, or has changed.
     """
-    summary_path = experiment.fitted / "fit.json"
-    if not summary_path.is_file():
-        raise FileNotFoundError(f"there is no {summary_path}: run `python -m train.fit` with the same config first")
-    summary = json.loads(summary_path.read_text("utf-8"))
+    check_fitted(experiment)
+    summary = json.loads((experiment.fitted / SUMMARY).read_text("utf-8"))
     topics = read_topics(experiment.prepare.topics)
-    with np.load(experiment.fitted / "held_out.npz") as held_out:
+    with np.load(experiment.fitted / HELD_OUT) as held_out:
         calibration = calibrate(dict(held_out), topics=topics, min_positives=experiment.release.min_topic_positives)
     shutil.rmtree(experiment.released, ignore_errors=True)
     with tracking.continue_run(experiment) as run:
@@ -213,7 +213,7 @@ def _write_folder(
 ) -> None:
     if "ranges" not in summary:
         raise ValueError(f"{experiment.fitted} was fitted by an earlier version: run `python -m train.fit` again")
-    trained = load_file(experiment.fitted / "trained.safetensors")
+    trained = load_file(experiment.fitted / WEIGHTS)
     network = CopydeskConfig(**summary["network"])
     with torch.device("meta"):
         names = CopydeskModel(network).state_dict()
