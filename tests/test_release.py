@@ -9,9 +9,12 @@ import yaml
 from sklearn.metrics import f1_score
 
 from copydesk.decode import class_probabilities, topic_probabilities
+from copydesk.encoder import sha256_of
 from copydesk.labels import CLASSES, TopicInfo, TopicList
+from copydesk.saved import read_manifest
 from train.arguments import load_experiment
 from train.config import Experiment
+from train.evaluate import evaluate
 from train.fit import fit
 from train.prepare import prepare
 from train.release import GRID, calibrate, choose_thresholds, headline_share, release
@@ -200,6 +203,8 @@ def test_settings_rows_and_topics_that_were_not_fitted_are_not_released(workplac
     fit(experiment)
     release(experiment)
     before = files_of(experiment.released)
+    rows = experiment.prepared / "pages/train.parquet"
+    assert read_manifest(experiment.released).run["data/pages/train"] == sha256_of(rows)
     content = yaml.safe_load(experiment.prepare.topics.read_text("utf-8"))
     Path("reversed.yaml").write_text(yaml.safe_dump({"topics": content["topics"][::-1]}), "utf-8")
 
@@ -224,3 +229,18 @@ def test_settings_of_the_release_itself_may_change(workplace: Path):
     release(tiny(BASELINE, "release.min_topic_positives=3", "release.name=other", "evaluate.seed=3"))
 
     assert '"other"' in (tiny().released / "baseline.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("settings", [[BASELINE], ["fit.epochs=1"]], ids=["baseline", "transformer"])
+def test_pages_that_were_split_anew_are_not_scored(workplace: Path, settings: list[str]):
+    experiment = tiny(*settings)
+    fit(experiment)
+    release(experiment)
+    prepare(tiny("prepare.seed=1"))
+
+    message = r"fitted on other rows than data/prepared/tiny .*data/pages/train.*: run train\.fit and train\.release"
+    with pytest.raises(ValueError, match=message):
+        evaluate(experiment)
+
+    prepare(experiment)
+    evaluate(experiment)

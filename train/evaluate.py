@@ -32,7 +32,9 @@ from train.baseline import BaselinePredictor
 from train.card import scored_card
 from train.config import BaselineFit, Experiment
 from train.counts import page_table
+from train.fit import hashes_of_rows
 from train.metrics import body_f1, labels_of, topic_counts, topic_f1
+from train.release import named_rows, read_origin
 from train.report import render_report
 from train.rows import load_rows, resplit
 from train.scores import (
@@ -61,7 +63,7 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     Raises:
         FileNotFoundError: an earlier stage has not run.
         ModelError: the released folder cannot be trusted or understood.
-        ValueError: the model trained on what it is to be scored on.
+        ValueError: the model trained on what it is to be scored on, or on rows that are not those prepared now.
     """
     settings = experiment.evaluate
     if experiment.is_refit and settings.split == "validation":
@@ -72,6 +74,7 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     rows = list(load_rows(experiment.prepared, "pages", settings.split))
     articles = list(load_rows(experiment.prepared, "articles", settings.split))
     predictor = load_predictor(experiment)
+    check_release(experiment)
     card = (experiment.released / CARD).read_text("utf-8")
     topics = read_topics(experiment.prepare.topics)
     raws = [resplit(row) for row in rows]
@@ -110,6 +113,20 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
     _write(experiment, result, drawn, {"report.html": report, CARD: scored_card(card, result)})
     figures.close(drawn.values())
     return scores
+
+
+def check_release(experiment: Experiment) -> None:
+    """See to it that the pages are split as when the model was fitted: it may have trained on them else.
+
+    Raises:
+        ValueError: they are not.
+    """
+    origin, rows = read_origin(experiment.released), named_rows(hashes_of_rows(experiment))
+    if changed := [name for name in rows if origin.get(name, rows[name]) != rows[name]]:
+        raise ValueError(
+            f"{experiment.released} was fitted on other rows than {experiment.prepared} holds now, other "
+            f"{', '.join(changed)}: run train.fit and train.release again, or train.prepare as before"
+        )
 
 
 def _draw(pages: Sequence[ScoredPage], topics: TopicList) -> dict[str, Figure]:

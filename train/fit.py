@@ -103,11 +103,16 @@ def what_makes(experiment: Experiment) -> dict[str, Any]:
 
 def hashes_of_what_is_read(experiment: Experiment) -> dict[str, str]:
     """Return the hashes of the prepared rows, by file, and of the encoder; of the topic list the ids in their order."""
-    read = {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
+    read = hashes_of_rows(experiment)
     read["topics"] = " ".join(topic.id for topic in read_topics(experiment.prepare.topics).topics)
     if isinstance(experiment.fit, TransformerFit):
         read["the encoder"] = sha256_of(encoder_folder(experiment.fit.encoder) / "model.safetensors")
     return read
+
+
+def hashes_of_rows(experiment: Experiment) -> dict[str, str]:
+    """Return the hashes of the prepared rows, by file."""
+    return {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
 
 
 def _read(experiment: Experiment) -> Inputs | None:

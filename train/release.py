@@ -9,7 +9,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 
 from copydesk.decode import class_probabilities, label_scores, topic_probabilities
-from copydesk.encoder import encoder_folder, sha256_of
+from copydesk.encoder import encoder_folder
 from copydesk.labels import CLASSES, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
-from copydesk.saved import TOKENIZER, Base, Description, save_folder
+from copydesk.saved import MANIFEST, TOKENIZER, Base, Description, read_manifest, save_folder
 from train import baseline, tracking
 from train.arguments import experiment_from_arguments
 from train.card import card_of
@@ -42,6 +42,8 @@ NUM_FOLDS = 5
 GRID = np.arange(0.05, 0.951, 0.01)
 TRAINED_ON = "trained_on"
 """Key of the splits that a model trained on, in its manifest."""
+ORIGIN = "origin.json"
+"""What a baseline, whose folder has no manifest, keeps of that in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +71,18 @@ def release(experiment: Experiment) -> Calibration:
         ValueError: it ran with other settings, rows or topics.
         EncoderError: the encoder that was tuned cannot be had any more, or has changed.
     """
-    check_fitted(experiment)
+    made_of = check_fitted(experiment)
     summary = json.loads((experiment.fitted / SUMMARY).read_text("utf-8"))
     topics = read_topics(experiment.prepare.topics)
     with np.load(experiment.fitted / HELD_OUT) as held_out:
         calibration = calibrate(dict(held_out), topics=topics, min_positives=experiment.release.min_topic_positives)
     shutil.rmtree(experiment.released, ignore_errors=True)
     with tracking.continue_run(experiment) as run:
+        origin = provenance(experiment, made_of)
         report = json.loads((experiment.prepared / "report.json").read_text("utf-8"))
         card = card_of(experiment, topics=topics, calibration=calibration, summary=summary, report=report)
         if isinstance(experiment.fit, TransformerFit):
-            _write_folder(experiment, experiment.fit, summary, calibration, topics=topics, card=card)
+            _write_folder(experiment, experiment.fit, summary, calibration, topics=topics, origin=origin, card=card)
             run.log_model(experiment.released, example=EXAMPLE, register=experiment.release.register_model)
         else:
             baseline.save(
@@ -91,6 +94,7 @@ def release(experiment: Experiment) -> Calibration:
                 name=experiment.release.name,
                 card=card,
             )
+            (experiment.released / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", "utf-8")
         size = sum(file.stat().st_size for file in experiment.released.iterdir())
         run.log_metrics(
             {
@@ -209,6 +213,7 @@ def _write_folder(
     calibration: Calibration,
     *,
     topics: TopicList,
+    origin: dict[str, str],
     card: str,
 ) -> None:
     if "ranges" not in summary:
@@ -246,7 +251,7 @@ def _write_folder(
         tokenizer=(base / TOKENIZER).read_text("utf-8"),
         name=experiment.release.name,
         created=datetime.now(UTC).date().isoformat(),
-        run=provenance(experiment),
+        run=origin,
         card=card,
         description=description,
     )
@@ -262,15 +267,38 @@ def headline_share(pages: Iterable[Sequence[int]]) -> float:
     return (sum(_HEADLINE in classes for classes in articles) + 1) / (len(articles) + 2)
 
 
-def provenance(experiment: Experiment) -> dict[str, str]:
-    """Return what made a model: experiment, git commit, prepared data by hash and what of it trained, MLflow run."""
+def provenance(experiment: Experiment, made_of: Mapping[str, Any]) -> dict[str, str]:
+    """Return what made a model: experiment, git commit, prepared data by hash and what of it trained, MLflow run.
+
+    Args:
+        experiment: that was fitted.
+        made_of: what the fit stage noted.
+    """
     found = {"experiment": experiment.name, "git_commit": git_commit(), TRAINED_ON: ", ".join(experiment.learnt)}
-    for path in sorted(experiment.prepared.glob("*/*.parquet")):
-        found[f"data/{path.relative_to(experiment.prepared).with_suffix('').as_posix()}"] = sha256_of(path)
+    found |= named_rows(made_of)
     run = experiment.fitted / "run.json"
     if run.is_file():
         found["mlflow_run_id"] = str(json.loads(run.read_text("utf-8")).get("run_id", ""))
     return found
+
+
+def named_rows(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of prepared rows as a manifest names them, e.g. `data/pages/train`."""
+    files = {Path(name): sha256 for name, sha256 in hashes.items() if name.endswith(".parquet")}
+    return {f"data/{file.parent.name}/{file.stem}": sha256 for file, sha256 in files.items()}
+
+
+def read_origin(released: Path) -> dict[str, str]:
+    """Return what a released folder says of what made it; nothing where it was written by an earlier version.
+
+    Raises:
+        ModelError: the folder cannot be trusted or understood.
+    """
+    if (released / MANIFEST).is_file():
+        return read_manifest(released).run
+    file = released / ORIGIN
+    origin: dict[str, str] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return origin
 
 
 def git_commit() -> str:
