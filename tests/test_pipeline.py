@@ -110,6 +110,7 @@ def test_a_transformer_goes_through_all_stages_and_reads_a_page():
     assert set(manifest.run) == {
         "experiment",
         "git_commit",
+        "fit_sha256",
         "trained_on",
         "mlflow_run_id",
         *(f"data/{kind}/{split}" for kind in ("pages", "articles") for split in ("train", "validation", "test")),

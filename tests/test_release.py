@@ -1,5 +1,6 @@
 """Temperatures and thresholds are those that the held-out rows ask for; what was not fitted is not released."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ def test_a_parents_threshold_is_chosen_on_what_its_children_lend_it(random):
 
 
 BASELINE = "fit={kind: baseline}"
+EXTRA = {"id": "t:0", "slug": "extra", "name": "extra"}
 
 
 def tiny(*overrides: str) -> Experiment:
@@ -244,3 +246,28 @@ def test_pages_that_were_split_anew_are_not_scored(workplace: Path, settings: li
 
     prepare(experiment)
     evaluate(experiment)
+
+
+@pytest.mark.parametrize("settings", [[BASELINE], ["fit.epochs=1"]], ids=["baseline", "transformer"])
+def test_a_release_of_another_fit_is_not_scored(workplace: Path, settings: list[str]):
+    first, second = tiny(*settings), tiny(*settings, "prepare.topics=more.yaml")
+    content = yaml.safe_load(first.prepare.topics.read_text("utf-8"))
+    Path("more.yaml").write_text(yaml.safe_dump({"topics": [*content["topics"], EXTRA]}), "utf-8")
+    fit(first)
+    release(first)
+    fit(second)
+    with pytest.raises(ValueError, match=r"tiny/release is of another fit: .*\. Run train\.release"):
+        evaluate(first)
+
+    next(second.fitted.glob("*.s*")).unlink()
+    with pytest.raises(ValueError, match=r"is of another fit than models/tiny/fit, which was not finished"):
+        evaluate(first)
+
+
+def test_a_release_without_its_fit_is_scored(workplace: Path):
+    fit(tiny(BASELINE))
+    release(tiny(BASELINE))
+    shutil.rmtree(tiny().fitted)
+
+    for _ in range(2):  # the first makes a folder for the run
+        assert evaluate(tiny(BASELINE))["pages"] > 0

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import copydesk
 from copydesk.decode import topics_from
+from copydesk.encoder import sha256_of
 from copydesk.labels import CLASSES, SectionLabel, TopicList
 from copydesk.page import Page
 from copydesk.predictor import Document, Predictor
@@ -32,9 +33,9 @@ from train.baseline import BaselinePredictor
 from train.card import scored_card
 from train.config import BaselineFit, Experiment
 from train.counts import page_table
-from train.fit import hashes_of_rows
+from train.fit import MADE_OF, fitted_weights, hashes_of_rows
 from train.metrics import body_f1, labels_of, topic_counts, topic_f1
-from train.release import named_rows, read_origin
+from train.release import FITTED, named_rows, read_origin
 from train.report import render_report
 from train.rows import load_rows, resplit
 from train.scores import (
@@ -116,10 +117,12 @@ def evaluate(experiment: Experiment) -> dict[str, float]:
 
 
 def check_release(experiment: Experiment) -> None:
-    """See to it that the pages are split as when the model was fitted: it may have trained on them else.
+    """See to it that the pages are split as when the model was fitted, and that the fit beside it is its own.
+
+    Else it may have trained on them, and its scores would be logged as those of another model.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not, or it is not.
     """
     origin, rows = read_origin(experiment.released), named_rows(hashes_of_rows(experiment))
     if changed := [name for name in rows if origin.get(name, rows[name]) != rows[name]]:
@@ -127,6 +130,18 @@ def check_release(experiment: Experiment) -> None:
             f"{experiment.released} was fitted on other rows than {experiment.prepared} holds now, other "
             f"{', '.join(changed)}: run train.fit and train.release again, or train.prepare as before"
         )
+    weights = fitted_weights(experiment)
+    if FITTED in origin and (experiment.fitted / MADE_OF).is_file():
+        if not weights.is_file():
+            raise ValueError(
+                f"{experiment.released} is of another fit than {experiment.fitted}, which was not finished: run "
+                "train.fit with --resume, then train.release"
+            )
+        if (found := sha256_of(weights)) != origin[FITTED]:
+            raise ValueError(
+                f"{experiment.released} is of another fit: {weights} has the sha256 {found}, expected "
+                f"{origin[FITTED]}. Run train.release"
+            )
 
 
 def _draw(pages: Sequence[ScoredPage], topics: TopicList) -> dict[str, Figure]:

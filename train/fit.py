@@ -115,6 +115,11 @@ def hashes_of_rows(experiment: Experiment) -> dict[str, str]:
     return {file.as_posix(): sha256_of(file) for file in sorted(experiment.prepared.glob("*/*.parquet"))}
 
 
+def fitted_weights(experiment: Experiment) -> Path:
+    """Return the file of what was learnt."""
+    return experiment.fitted / (baseline.MODEL if isinstance(experiment.fit, BaselineFit) else WEIGHTS)
+
+
 def _read(experiment: Experiment) -> Inputs | None:
     """Read and check all that a transformer is fitted with; of the baseline, which reads for itself, check the rows."""
     settings = experiment.fit

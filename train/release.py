@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 
 from copydesk.decode import class_probabilities, label_scores, topic_probabilities
-from copydesk.encoder import encoder_folder
+from copydesk.encoder import encoder_folder, sha256_of
 from copydesk.labels import CLASSES, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.saved import MANIFEST, TOKENIZER, Base, Description, read_manifest, save_folder
@@ -30,7 +30,7 @@ from train import baseline, tracking
 from train.arguments import experiment_from_arguments
 from train.card import card_of
 from train.config import Experiment, TransformerFit
-from train.fit import HELD_OUT, SUMMARY, WEIGHTS, check_fitted
+from train.fit import HELD_OUT, SUMMARY, WEIGHTS, check_fitted, fitted_weights
 from train.metrics import expected_calibration_error, labels_of
 from train.rows import load_rows
 from train.sources.articles import read_topics
@@ -42,6 +42,8 @@ NUM_FOLDS = 5
 GRID = np.arange(0.05, 0.951, 0.01)
 TRAINED_ON = "trained_on"
 """Key of the splits that a model trained on, in its manifest."""
+FITTED = "fit_sha256"
+"""Key of the hash of the fitted weights, in the same place."""
 ORIGIN = "origin.json"
 """What a baseline, whose folder has no manifest, keeps of that in."""
 
@@ -268,14 +270,14 @@ def headline_share(pages: Iterable[Sequence[int]]) -> float:
 
 
 def provenance(experiment: Experiment, made_of: Mapping[str, Any]) -> dict[str, str]:
-    """Return what made a model: experiment, git commit, prepared data by hash and what of it trained, MLflow run.
+    """Return what made a model: experiment, git commit, prepared data and fit by hash, what trained, MLflow run.
 
     Args:
         experiment: that was fitted.
         made_of: what the fit stage noted.
     """
     found = {"experiment": experiment.name, "git_commit": git_commit(), TRAINED_ON: ", ".join(experiment.learnt)}
-    found |= named_rows(made_of)
+    found |= named_rows(made_of) | {FITTED: sha256_of(fitted_weights(experiment))}
     run = experiment.fitted / "run.json"
     if run.is_file():
         found["mlflow_run_id"] = str(json.loads(run.read_text("utf-8")).get("run_id", ""))
