@@ -1,11 +1,18 @@
 """Temperatures and thresholds are those that the held-out rows ask for; what was not fitted is not released."""
 
+import os
+import resource
 import shutil
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from sklearn.metrics import f1_score
 
@@ -13,6 +20,9 @@ from copydesk.decode import class_probabilities, topic_probabilities
 from copydesk.encoder import sha256_of
 from copydesk.labels import CLASSES, TopicInfo, TopicList
 from copydesk.saved import read_manifest
+from train import evaluate as evaluate_stage
+from train import release as release_stage
+from train import tracking
 from train.arguments import load_experiment
 from train.config import Experiment
 from train.evaluate import evaluate
@@ -271,3 +281,36 @@ def test_a_release_without_its_fit_is_scored(workplace: Path):
 
     for _ in range(2):  # the first makes a folder for the run
         assert evaluate(tiny(BASELINE))["pages"] > 0
+
+
+def on_a_full_disk(main: Callable[[], None], folder: Path, settings: list[str], limit: int) -> None:
+    """Run a stage that can write no file larger than the limit; the body of a process."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = Path("output.txt").open("w", encoding="utf-8")
+    sys.argv = ["stage", "--config", "tiny.yaml", *(word for setting in settings for word in ("--set", setting))]
+    tracking.continue_run = lambda *_, **__: tracking.Run(None)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    main()
+
+
+@pytest.mark.parametrize("settings", [[BASELINE], ["fit.epochs=1"]], ids=["baseline", "transformer"])
+def test_a_full_disk_leaves_the_release_and_the_evaluation_before(
+    workplace: Path, settings: list[str], apart: ForkServerContext
+):
+    experiment = tiny(*settings)
+    fit(experiment)
+    release(experiment)
+    evaluate(experiment)
+
+    for stage, folder in [(release_stage, experiment.released), (evaluate_stage, experiment.evaluated)]:
+        before = files_of(folder)
+        process = apart.Process(target=on_a_full_disk, args=(stage.main, workplace, settings, 10_000))
+        process.start()
+        process.join()
+        said = Path("output.txt").read_text("utf-8").splitlines()[-1]
+        assert said.startswith(f"{stage.__name__.removeprefix('train.')}: cannot write {folder}: ")
+        assert process.exitcode == 1
+        assert files_of(folder) == before
+        assert not folder.with_name(f".{folder.name}").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints, and results of stages, that are whole or not there.
 
 Knows folders, hashes and names; knows nothing of weights. A checkpoint is written under a temporary name, synced, given
 a manifest with the hash of each file, and renamed: whatever ends the process, what bears the final name is whole.
@@ -25,7 +25,7 @@ _PREFIX = "checkpoint-"
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written, or does not belong to this experiment. The message says what to do."""
+    """Something could not be written, or a checkpoint is of another experiment. The message says what to do."""
 
 
 @contextmanager
@@ -48,11 +48,33 @@ def writing(folder: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a folder to write to, which then takes the place of `folder`.
+
+    Raises:
+        CheckpointError: it could not be written; `folder` is what it was.
+    """
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _sync_within(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}. What was there before is whole: make room, then run it again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def seal(partial: Path, folder: Path) -> None:
     """Sync a written folder, add the manifest last, and give it its name."""
-    files = sorted(file for file in partial.rglob("*") if file.is_file())
-    for path in (*files, *(path for path in partial.rglob("*") if path.is_dir())):
-        _sync(path)
+    files = _sync_within(partial)
     write_whole(partial / MANIFEST, {file.relative_to(partial).as_posix(): sha256_of(file) for file in files})
     shutil.rmtree(folder, ignore_errors=True)  # one that was passed over
     partial.rename(folder)
@@ -66,6 +88,14 @@ def write_whole(file: Path, content: Mapping[str, Any]) -> None:
     _sync(partial)
     partial.replace(file)
     _sync(file.parent)
+
+
+def _sync_within(folder: Path) -> list[Path]:
+    """Sync all in a folder, and return its files."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for path in (*files, *(path for path in folder.rglob("*") if path.is_dir())):
+        _sync(path)
+    return files
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,6 @@ Knows which rows are read and what is logged; knows nothing of how the model was
 
 import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import datasets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 
 import copydesk
 from copydesk.decode import topics_from
@@ -27,7 +27,7 @@ from copydesk.page import Page
 from copydesk.predictor import Document, Predictor
 from copydesk.saved import CARD
 from copydesk.split import RawPage
-from train import figures, tracking
+from train import checkpoints, figures, tracking
 from train.arguments import experiment_from_arguments
 from train.baseline import BaselinePredictor
 from train.card import scored_card
@@ -170,14 +170,13 @@ def _draw(pages: Sequence[ScoredPage], topics: TopicList) -> dict[str, Figure]:
 
 def _write(experiment: Experiment, result: dict[str, Any], drawn: dict[str, Figure], texts: dict[str, str]) -> None:
     """Write scores, figures and texts to the experiment's folder and its run."""
-    split, folder = experiment.evaluate.split, experiment.evaluated
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-    for name, text in texts.items():
-        (folder / name).write_text(text, "utf-8")
+    split = experiment.evaluate.split
+    with checkpoints.replacing(experiment.evaluated) as folder:
+        (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+        for name, text in texts.items():
+            (folder / name).write_text(text, "utf-8")
     with tracking.continue_run(experiment) as run:
         run.log_metrics({f"{split}/{name}": value for name, value in result["scores"].items()})
         for name, figure in drawn.items():
@@ -293,7 +292,7 @@ def main() -> None:
     experiment = experiment_from_arguments("Stage 4: score the released folder.")
     try:
         scores = evaluate(experiment)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"evaluate: {error}")
     for name in ("macro_f1", "body_word_f1", "body_4gram_f1", "topics_micro_f1"):
         low, high = scores[f"{name}_low"], scores[f"{name}_high"]

@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import TrainerCallback
@@ -291,7 +292,7 @@ def main() -> None:
     experiment = experiment_of(options, parser)
     try:
         summary = fit(experiment, resume=options.resume)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"fit: {error}")
     leave()
     if first:

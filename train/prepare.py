@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from copydesk.labels import CLASSES, TopicList
+from train import checkpoints
 from train.arguments import experiment_from_arguments
 from train.config import Experiment, Prepare
 from train.sources import annotated_pages
@@ -290,16 +290,16 @@ def _counts(rows: Sequence[Row], topics: TopicList) -> dict[str, Any]:
 
 
 def _write(folder: Path, rows: Sequence[Row], report: dict[str, Any], topics: TopicList) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    for kind in ("pages", "articles"):
-        (folder / kind).mkdir(parents=True)
-    for split in SPLITS:
-        chosen = [row for row in rows if row.split == split]
-        pages = [_page_row(row, row.item, topics) for row in chosen if isinstance(row.item, AnnotatedPage)]
-        articles = [_article_row(row, row.item) for row in chosen if isinstance(row.item, LabelledArticle)]
-        _write_rows(folder / "pages" / f"{split}.parquet", pages, PAGE_FEATURES)
-        _write_rows(folder / "articles" / f"{split}.parquet", articles, ARTICLE_FEATURES)
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    with checkpoints.replacing(folder) as partial:
+        for kind in ("pages", "articles"):
+            (partial / kind).mkdir()
+        for split in SPLITS:
+            chosen = [row for row in rows if row.split == split]
+            pages = [_page_row(row, row.item, topics) for row in chosen if isinstance(row.item, AnnotatedPage)]
+            articles = [_article_row(row, row.item) for row in chosen if isinstance(row.item, LabelledArticle)]
+            _write_rows(partial / "pages" / f"{split}.parquet", pages, PAGE_FEATURES)
+            _write_rows(partial / "articles" / f"{split}.parquet", articles, ARTICLE_FEATURES)
+        (partial / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _write_rows(file: Path, rows: Sequence[dict[str, Any]], features: datasets.Features) -> None:
@@ -380,7 +380,7 @@ def main() -> None:
     experiment = experiment_from_arguments("Stage 1: sources → deduplicated, site-disjoint, checked splits.")
     try:
         prepare(experiment)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"prepare: {error}")
 
 

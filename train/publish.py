@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import datasets
+from safetensors import SafetensorError
 
 from copydesk.saved import CARD, MANIFEST, read_manifest
 from train.arguments import experiment_from_arguments
@@ -45,7 +46,7 @@ def main() -> None:
     experiment = experiment_from_arguments("Score a released folder and copy it to models/released.")
     try:
         log.info("published to %s", publish(experiment))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"publish: {error}")
 
 

@@ -6,7 +6,6 @@ scoring model did not train on: validation, and the other folds where the fit st
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 
@@ -26,7 +26,7 @@ from copydesk.encoder import encoder_folder, sha256_of
 from copydesk.labels import CLASSES, TopicList
 from copydesk.network import CopydeskConfig, CopydeskModel
 from copydesk.saved import MANIFEST, TOKENIZER, Base, Description, read_manifest, save_folder
-from train import baseline, tracking
+from train import baseline, checkpoints, tracking
 from train.arguments import experiment_from_arguments
 from train.card import card_of
 from train.config import Experiment, TransformerFit
@@ -71,6 +71,7 @@ def release(experiment: Experiment) -> Calibration:
     Raises:
         FileNotFoundError: the fit stage has not run.
         ValueError: it ran with other settings, rows or topics.
+        CheckpointError: the folder could not be written; the one before is there still.
         EncoderError: the encoder that was tuned cannot be had any more, or has changed.
     """
     made_of = check_fitted(experiment)
@@ -78,7 +79,6 @@ def release(experiment: Experiment) -> Calibration:
     topics = read_topics(experiment.prepare.topics)
     with np.load(experiment.fitted / HELD_OUT) as held_out:
         calibration = calibrate(dict(held_out), topics=topics, min_positives=experiment.release.min_topic_positives)
-    shutil.rmtree(experiment.released, ignore_errors=True)
     with tracking.continue_run(experiment) as run:
         origin = provenance(experiment, made_of)
         report = json.loads((experiment.prepared / "report.json").read_text("utf-8"))
@@ -87,16 +87,17 @@ def release(experiment: Experiment) -> Calibration:
             _write_folder(experiment, experiment.fit, summary, calibration, topics=topics, origin=origin, card=card)
             run.log_model(experiment.released, example=EXAMPLE, register=experiment.release.register_model)
         else:
-            baseline.save(
-                experiment.released,
-                fitted=experiment.fitted,
-                topics=topics,
-                thresholds=calibration.thresholds.tolist(),
-                temperatures=(calibration.section_temperature, calibration.topic_temperature),
-                name=experiment.release.name,
-                card=card,
-            )
-            (experiment.released / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", "utf-8")
+            with checkpoints.replacing(experiment.released) as folder:
+                baseline.save(
+                    folder,
+                    fitted=experiment.fitted,
+                    topics=topics,
+                    thresholds=calibration.thresholds.tolist(),
+                    temperatures=(calibration.section_temperature, calibration.topic_temperature),
+                    name=experiment.release.name,
+                    card=card,
+                )
+                (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", "utf-8")
         size = sum(file.stat().st_size for file in experiment.released.iterdir())
         run.log_metrics(
             {
@@ -247,16 +248,18 @@ def _write_folder(
         ),
         ranges=summary["ranges"],
     )
-    save_folder(
-        experiment.released,
-        tensors={name: tensor.to(dtype) for name, tensor in trained.items()},
-        tokenizer=(base / TOKENIZER).read_text("utf-8"),
-        name=experiment.release.name,
-        created=datetime.now(UTC).date().isoformat(),
-        run=origin,
-        card=card,
-        description=description,
-    )
+    tokenizer = (base / TOKENIZER).read_text("utf-8")
+    with checkpoints.replacing(experiment.released) as folder:
+        save_folder(
+            folder,
+            tensors={name: tensor.to(dtype) for name, tensor in trained.items()},
+            tokenizer=tokenizer,
+            name=experiment.release.name,
+            created=datetime.now(UTC).date().isoformat(),
+            run=origin,
+            card=card,
+            description=description,
+        )
 
 
 def headline_share(pages: Iterable[Sequence[int]]) -> float:
@@ -321,7 +324,7 @@ def main() -> None:
     experiment = experiment_from_arguments("Stage 3: calibrate, choose thresholds, write the model folder.")
     try:
         release(experiment)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"release: {error}")
 
 
