@@ -72,6 +72,10 @@ def test_page_shares_of_a_shipped_config_name_its_sources(path):
     assert set(getattr(experiment.fit, "page_share", {})) <= sources
 
 
+def test_no_experiment_lies_where_the_published_model_does(config):
+    assert "name: Value error, models/released is the published model: give" in faults_of(config, "name=released")
+
+
 def test_folders_follow_from_the_name(config):
     experiment = load_experiment(config)
 

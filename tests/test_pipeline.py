@@ -20,6 +20,7 @@ from train import prepare as prepare_stage
 from train import release as release_stage
 from train.arguments import load_experiment
 from train.baseline import BaselinePredictor
+from train.checkpoints import CheckpointError
 from train.config import Experiment
 from train.evaluate import evaluate, load_predictor
 from train.fit import fit
@@ -177,6 +178,22 @@ def test_publishing_copies_the_released_folder_and_adds_its_scores(split_name):
     assert {result.dataset_split for result in ModelCard(card).data.eval_results} == {split_name}
     assert not (RELEASED / "report.html").exists()
     assert Path("bench/test_reads.jsonl").exists() == (split_name == "test")
+
+
+def test_a_copy_that_fails_leaves_the_published_model(monkeypatch):
+    experiment = load_experiment("tiny.yaml", ["fit.epochs=1"])
+    fit(experiment)
+    release(experiment)
+    RELEASED.mkdir(parents=True)
+    (RELEASED / "model.json").write_text("published")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(CheckpointError, match=r"cannot write models/released: .*No space left .*: make room"):
+        publish(experiment)
+    assert [path.name for path in RELEASED.iterdir()] == ["model.json"]
 
 
 def test_evaluating_before_releasing_says_what_to_run():

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveInt,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -318,6 +319,13 @@ class Experiment(Part):
     release: Release = Release()
     evaluate: Evaluate = Evaluate()
     sweep: Sweep | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_the_published_model(cls, name: str) -> str:
+        if name == "released":
+            raise ValueError("models/released is the published model: give the experiment another name")
+        return name
 
     @model_validator(mode="after")
     def _shares_name_sources(self) -> "Experiment":

@@ -13,6 +13,7 @@ import datasets
 from safetensors import SafetensorError
 
 from copydesk.saved import CARD, MANIFEST, read_manifest
+from train import checkpoints
 from train.arguments import experiment_from_arguments
 from train.config import Experiment
 from train.evaluate import evaluate
@@ -27,15 +28,16 @@ def publish(experiment: Experiment) -> Path:
 
     Raises:
         ModelError: the folder cannot be trusted or understood.
+        ValueError: it is of other rows than those prepared now, or of another fit than the one beside it.
+        CheckpointError: the copy could not be written; what was published before is there still.
     """
     manifest = read_manifest(experiment.released)
     evaluate(experiment)
-    shutil.rmtree(RELEASED, ignore_errors=True)
-    RELEASED.mkdir(parents=True)
-    for name in (*manifest.files, MANIFEST):
-        shutil.copyfile(experiment.released / name, RELEASED / name)
-    shutil.copyfile(experiment.evaluated / CARD, RELEASED / CARD)
-    read_manifest(RELEASED)
+    with checkpoints.replacing(RELEASED) as folder:
+        for name in (*manifest.files, MANIFEST):
+            shutil.copyfile(experiment.released / name, folder / name)
+        shutil.copyfile(experiment.evaluated / CARD, folder / CARD)
+        read_manifest(folder)
     return RELEASED
 
 
