@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 from copydesk.encoder import sha256_of
 from train import runs, tracking
-from train.config import Experiment, PageSource
+from train.config import Experiment, PageSource, with_settings
 from train.store import connect, dataset_input
 
 
@@ -148,10 +149,33 @@ def test_settings_that_changed_since_the_run_began_are_said_and_tagged(caplog: p
 
     run = continue_quietly(make_experiment(seed=1))
 
-    assert json.loads(stored(run).data.tags["changed"]) == {"fit.seed": "1"}
+    assert json.loads(stored(run).data.tags["fit_changed"]) == {"fit.seed": "1"}
     assert stored(run).data.params["fit.seed"] == "0"
-    assert "seed: 1" in artifact(run, "config_changed.yaml")
+    assert "seed: 1" in artifact(run, "fit_changed.yaml")
     assert "fit.seed" in caplog.text
+
+
+def test_a_stage_says_only_what_changed_of_its_own_settings(caplog: pytest.LogCaptureFixture):
+    start_quietly(make_experiment(seed=0)).finish()
+    changed = with_settings(make_experiment(seed=1), {"evaluate.seed": 3})
+
+    with tracking.continue_run(Experiment.model_validate(changed), stage="release") as run:
+        run.flush()
+    assert not caplog.records
+    with tracking.continue_run(Experiment.model_validate(changed), stage="evaluate") as run:
+        run.flush()
+
+    tags = {name: value for name, value in stored(run).data.tags.items() if name.endswith("changed")}
+    assert tags == {"evaluate_changed": '{"evaluate.seed": "3"}'}
+    assert list(yaml.safe_load(artifact(run, "evaluate_changed.yaml"))) == ["evaluate"]
+
+
+def test_a_run_that_is_started_anew_keeps_the_settings_that_it_began_with():
+    run = start_quietly(make_experiment(seed=0))
+    run.finish()
+    connect()[0].delete_run(run.run_id)
+
+    assert stored(continue_quietly(make_experiment(seed=1))).data.params["fit.seed"] == "0"
 
 
 def test_a_run_that_the_store_does_not_know_is_started_anew(experiment: Experiment, caplog: pytest.LogCaptureFixture):

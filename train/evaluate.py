@@ -177,7 +177,7 @@ def _write(experiment: Experiment, result: dict[str, Any], drawn: dict[str, Figu
             figure.savefig(folder / f"{name}.png", dpi=120)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
-    with tracking.continue_run(experiment) as run:
+    with tracking.continue_run(experiment, stage="evaluate") as run:
         run.log_metrics({f"{split}/{name}": value for name, value in result["scores"].items()})
         for name, figure in drawn.items():
             run.log_figure(figure, f"figures/{split}_{name}.png")

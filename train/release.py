@@ -79,7 +79,7 @@ def release(experiment: Experiment) -> Calibration:
     topics = read_topics(experiment.prepare.topics)
     with np.load(experiment.fitted / HELD_OUT) as held_out:
         calibration = calibrate(dict(held_out), topics=topics, min_positives=experiment.release.min_topic_positives)
-    with tracking.continue_run(experiment) as run:
+    with tracking.continue_run(experiment, stage="release") as run:
         origin = provenance(experiment, made_of)
         report = json.loads((experiment.prepared / "report.json").read_text("utf-8"))
         card = card_of(experiment, topics=topics, calibration=calibration, summary=summary, report=report)

@@ -58,8 +58,14 @@ def resume_run(experiment: Experiment) -> "Run":
     return run
 
 
-def continue_run(experiment: Experiment, *, watch_system: bool = False) -> "Run":
-    """Continue the run that `start_run` started; where there is none, say so and start one."""
+def continue_run(experiment: Experiment, *, stage: str = "fit", watch_system: bool = False) -> "Run":
+    """Continue the run that `start_run` started; where there is none, say so and start one.
+
+    Args:
+        experiment: its settings.
+        stage: which one continues it: changes of the settings that it does not read are none.
+        watch_system: log what the machine does until the run is finished.
+    """
     if int(os.environ.get("RANK", "0")):
         return Run(None)
     try:
@@ -70,8 +76,8 @@ def continue_run(experiment: Experiment, *, watch_system: bool = False) -> "Run"
     except (OSError, ValueError, KeyError, AttributeError):
         log.warning("%s names no MLflow run to continue: starting a new one", _record(experiment))
         return start_run(experiment, watch_system=watch_system)
-    run = _open(experiment, name, run_id=run_id)
-    run.log_changes(experiment, before=before)
+    run = _open(experiment, name, run_id=run_id, began_with=before)
+    run.log_changes(experiment, stage=stage, before=before)
     if watch_system:
         run.watch_system()
     return run
@@ -92,7 +98,13 @@ def parent_run(experiment: Experiment, name: str, *, title: str) -> "Run":
 
 
 def _open(
-    experiment: Experiment, name: str, *, run_id: str = "", title: str = "", source: str = "train/fit.py"
+    experiment: Experiment,
+    name: str,
+    *,
+    run_id: str = "",
+    title: str = "",
+    source: str = "train/fit.py",
+    began_with: Mapping[str, str] | None = None,
 ) -> "Run":
     left = _left.pop(name, None)
     try:
@@ -100,7 +112,7 @@ def _open(
         tags = {"kind": experiment.fit.kind, SOURCE_NAME: source, SOURCE_TYPE: "LOCAL", **git_tags()}
         record = _record(experiment).as_posix()
         about = {"run_id": run_id, "journal": name, "name": title or experiment.title, "tags": tags}
-        about |= {"params": _settings(experiment)}
+        about |= {"params": _settings(experiment) | dict(began_with or {})}
         if isinstance(experiment, Trial):
             about["parent"] = experiment.parent
         journal.add("open", **about, time=_now(), record=record)
@@ -197,14 +209,15 @@ class Run:
         paths = {"folder": self._within(kept), "wheel": self._within(wheel)}
         self._add("model", id=uuid.uuid4().hex, example=example, register=register, **paths)
 
-    def log_changes(self, experiment: Experiment, *, before: Mapping[str, str]) -> None:
-        """Log what settings have changed since the run began, as a tag: params cannot change."""
-        settings = _settings(experiment)
+    def log_changes(self, experiment: Experiment, *, stage: str, before: Mapping[str, str]) -> None:
+        """Log what settings of a stage have changed since the run began, as a tag: params cannot change."""
+        content = experiment.model_dump(mode="json", include={stage})
+        settings = flatten(content)
         changed = {name: value for name, value in settings.items() if before.get(name, value) != value}
         if changed:
             log.warning("settings changed since the run of %s began: %s", experiment.name, ", ".join(changed))
-            self.log_tag("changed", json.dumps(changed))
-            self.log_text(_config_of(experiment), "config_changed.yaml")
+            self.log_tag(f"{stage}_changed", json.dumps(changed))
+            self.log_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), f"{stage}_changed.yaml")
 
     def skip_known_metrics(self) -> None:
         """Do not log again what the journal holds of a step."""
