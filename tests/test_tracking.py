@@ -366,6 +366,17 @@ def test_a_run_that_was_scored_after_its_export_is_renewed():
     assert runs.read_runs(file)[run.run_id]["metrics"] == {"f1": 0.75}
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\r\n"])
+def test_a_description_of_several_lines_comes_back(separator: str):
+    run = finished_run("described")
+    note = f"first{separator}second"
+    connect()[0].set_tag(run.run_id, "mlflow.note.content", note)
+
+    runs.export_runs(Path("runs.jsonl"))
+
+    assert runs.read_runs(Path("runs.jsonl"))[run.run_id]["tags"]["mlflow.note.content"] == note
+
+
 def test_another_store_imports_each_run_once(workplace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch):
     file = workplace / "runs.jsonl"
     run = finished_run("travelled", f1=0.5, odd=float("nan"))

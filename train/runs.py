@@ -69,14 +69,15 @@ def read_runs(file: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     runs: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
-        try:
-            run = json.loads(line)
-            runs[run["run_id"]] = run
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file}:{number} is no exported run ({error!r}): restore the line from git, or delete it"
-            ) from error
+    with file.open(encoding="utf-8") as lines:  # which end at line feeds alone: a description may hold U+2028
+        for number, line in enumerate(lines, 1):
+            try:
+                run = json.loads(line)
+                runs[run["run_id"]] = run
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{file}:{number} is no exported run ({error!r}): restore the line from git, or delete it"
+                ) from error
     return runs
 
 
