@@ -110,6 +110,38 @@ def test_all_faults_are_told_at_once(config):
         assert f"  {place}: " in told
 
 
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("fit.page_share={mine: -1}", "page_share.mine: Input should be greater than 0"),
+        ("fit.page_share={mine: 0}", "page_share.mine: Input should be greater than 0"),
+        ("fit.page_share={mine: 3}", "page_share.mine: Input should be less than or equal to 1"),
+        ("fit.page_share={mine: .nan}", "page_share.mine: Input should be a finite number"),
+        ("fit.learning_rate=.inf", "learning_rate: Input should be a finite number"),
+        ("fit.topic_weight=.inf", "topic_weight: Input should be a finite number"),
+        ("fit.weight_decay=.inf", "weight_decay: Input should be a finite number"),
+        ("fit.class_weight_power=.nan", "class_weight_power: Input should be a finite number"),
+        ("fit.network.dropout=.nan", "network.dropout: Input should be"),
+        ("prepare.test_fraction=.nan", "prepare.test_fraction: Input should be a finite number"),
+        ("fit={kind: baseline, inverse_regularisation: .inf}", "inverse_regularisation: Input should be a finite"),
+        ("fit.seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("fit.seed=4294967296", "seed: Input should be less than 4294967296"),
+        ("prepare.seed=-1", "prepare.seed: Input should be greater"),
+        ("evaluate.seed=-1", "evaluate.seed: Input should be greater"),
+        ("fit.network.page_width=255", "network.page_width is 255, expected a multiple of 64"),
+    ],
+)
+def test_a_value_that_no_stage_could_use_is_refused_at_once(config, override, fault):
+    assert fault in faults_of(config, override)
+
+
+def test_values_at_the_ends_of_what_is_possible_are_taken(config):
+    fit = load_experiment(config, ["fit.page_share={mine: 1}", "fit.seed=4294967295", "fit.network.page_width=64"]).fit
+
+    assert (fit.page_share, fit.seed, fit.network.page_width) == ({"mine": 1.0}, 4294967295, 64)
+    assert load_experiment(config, ["fit.network={page_layers: 0, page_width: 255}"]).fit.network.page_width == 255
+
+
 def test_an_experiment_cannot_be_changed(config):
     experiment = load_experiment(config)
 

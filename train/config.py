@@ -6,7 +6,7 @@ names.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -30,7 +30,11 @@ from copydesk.network import PageShape
 class Part(BaseModel):
     """A group of settings: closed, frozen, documented."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
+"""As numpy takes one."""
 
 
 class PageSource(Part):
@@ -61,7 +65,7 @@ class NewsroomSource(Part):
     only_train: bool = False
     """All pages train. Else they are split by groups of sites, each with families of paywall and sponsored text of its
     own."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ArticleSource(Part):
@@ -118,7 +122,7 @@ class Prepare(Part):
     """A site with more rows is always trained on."""
     near_duplicate_similarity: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of word 5-grams from which two articles are one."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TransformerFit(Part):
@@ -161,7 +165,7 @@ class TransformerFit(Part):
     other hints left out (R-Drop, arXiv:2106.14448). Above 0 each page encoder reads each page twice."""
     own_text_weight: float = Field(default=0.0, ge=0)
     """Weight, beside the section loss, of what is lost on the sections' own text; needs `network.own_text_readers`."""
-    page_share: dict[str, float] = {}
+    page_share: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
     """Page source → share of its training pages drawn in each epoch, where not all are."""
     cleaned_share: float = Field(default=0.0, ge=0, le=1)
     """Share of these pages that an epoch also shows as texts which somebody else has cleaned: with little boilerplate
@@ -190,7 +194,7 @@ class TransformerFit(Part):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 where the processor multiplies it natively."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def num_views(self) -> int:
@@ -215,6 +219,13 @@ class TransformerFit(Part):
             raise ValueError("encoder_layers is 0, which leaves nothing to adapt: set tuning to full")
         return self
 
+    @model_validator(mode="after")
+    def _page_width_fits_its_heads(self) -> "TransformerFit":
+        width = self.network.page_width
+        if self.network.page_layers and width % 64:
+            raise ValueError(f"network.page_width is {width}, expected a multiple of 64")
+        return self
+
 
 class BaselineFit(Part):
     """Stage 2 with scikit-learn: TF-IDF and section features into logistic regression."""
@@ -225,7 +236,7 @@ class BaselineFit(Part):
     inverse_regularisation: PositiveFloat = 1.0
     """`C` of the logistic regressions."""
     class_weights: Literal["none", "balanced"] = "none"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Release(Part):
@@ -252,7 +263,7 @@ class Evaluate(Part):
     """Test is read only when a model is released."""
     bootstrap_samples: PositiveInt = 1_000
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Range(Part):
@@ -303,7 +314,7 @@ class Sweep(Part):
     """Dotted name of a setting of fit or release → {low, high, log} or {choices}."""
     startup_trials: PositiveInt = 5
     """Trials drawn at random, and finished before one is pruned, before the search learns from them."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 _NOT_SWEPT = ("fit.kind", "fit.refit", "release.name", "release.register_model")
