@@ -17,6 +17,7 @@ from train.sources.pages import AnnotatedPage, Annotation, BadRow, classes_of, r
 
 PAGE = "<body><nav>Home</nav><h1>Mayor wins</h1><p>He won by two.</p><p>Subscribe now</p></body>"
 SPANS = [[0, 4, "boilerplate"], [4, 13, "headline"], [13, 24, "body"], [24, 36, "paywall"]]
+MINE = PageSource(name="mine", annotations=Path("mine.jsonl"), folder=Path("mine"))
 TOPICS = TopicList(
     [
         TopicInfo(id="t:1", slug="politics", name="politics"),
@@ -49,7 +50,7 @@ def annotation(content: str = PAGE, **changes: Any) -> dict[str, Any]:
 def pages_from(*annotations: dict[str, Any] | str) -> list[AnnotatedPage | BadRow]:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in annotations]
     Path("mine.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    return list(read_pages(PageSource(name="mine", annotations=Path("mine.jsonl"), folder=Path("mine")), TOPICS))
+    return list(read_pages(MINE, TOPICS))
 
 
 def reason_of(row: dict[str, Any] | str) -> str:
@@ -145,6 +146,28 @@ def test_bad_rows_do_not_stop_the_good_ones():
     assert [type(row).__name__ for row in rows] == ["AnnotatedPage", "BadRow", "BadRow", "BadRow"]
     assert [row.row for row in rows[1:]] == ["mine.jsonl:3", "mine.jsonl:4", "mine.jsonl:5"]
     assert "occurs twice" in rows[2].reason
+
+
+def test_a_line_in_another_encoding_is_a_bad_row():
+    lines = [annotation(), annotation(page="mine/Zürich"), annotation(page="mine/other", file="mayor.html")]
+    encodings = ["utf-8", "latin-1", "utf-8"]
+    Path("mine.jsonl").write_bytes(
+        b"\n".join(
+            json.dumps(row, ensure_ascii=False).encode(encoding) for row, encoding in zip(lines, encodings, strict=True)
+        )
+    )
+
+    good, bad, also_good = read_pages(MINE, TOPICS)
+    assert [good.annotation.page, also_good.annotation.page] == ["mine/mayor", "mine/other"]
+    assert bad.row == "mine.jsonl:2"
+    assert "is no UTF-8" in bad.reason
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm():
+    Path("mine.jsonl").write_text(json.dumps(annotation()) + "\r\n\r\n", "utf-8-sig")
+
+    (page,) = read_pages(MINE, TOPICS)
+    assert isinstance(page, AnnotatedPage)
 
 
 @pytest.mark.parametrize("name", ["mayor.html.gz", "mayor.txt", "mayor.txt.gz", "deep/elsewhere.html"])

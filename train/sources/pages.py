@@ -3,6 +3,7 @@
 Knows the annotation format and where pages lie; knows nothing of splits or models.
 """
 
+import codecs
 import gzip
 import hashlib
 import re
@@ -96,12 +97,13 @@ def read_pages(source: PageSource, topics: TopicList) -> Iterator[AnnotatedPage 
     if not source.annotations.is_file():
         raise FileNotFoundError(f"page source {source.name}: there is no annotation file {source.annotations}")
     seen: set[str] = set()
-    for number, line in enumerate(source.annotations.read_text("utf-8").split("\n"), 1):
+    content = source.annotations.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         place = f"{source.annotations}:{number}"
         try:
-            annotation = Annotation.model_validate_json(line)
+            annotation = Annotation.model_validate_json(line.decode("utf-8"))
             if annotation.page in seen:
                 raise ValueError(f"page {annotation.page} occurs twice")
             seen.add(annotation.page)
@@ -110,6 +112,8 @@ def read_pages(source: PageSource, topics: TopicList) -> Iterator[AnnotatedPage 
         except ValidationError as error:
             reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors())
             yield BadRow(source.name, place, reasons)
+        except UnicodeDecodeError as error:
+            yield BadRow(source.name, place, f"the line is no UTF-8 ({error}): save the file as UTF-8")
         except (ValueError, OSError, EOFError, zlib.error) as error:
             yield BadRow(source.name, place, str(error))
 
