@@ -363,6 +363,16 @@ def test_a_missing_article_file_is_named():
         list(read_articles(ArticleSource(name="rows", path="absent.jsonl"), TOPICS))
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.JSONL", "rows"])
+def test_a_file_with_another_ending_is_refused_and_not_looked_for_on_the_hub(name):
+    Path(name).write_text(json.dumps(GOOD), "utf-8")
+
+    with pytest.raises(
+        ValueError, match=rf"rows: {name} is no file whose name ends in \.jsonl, \.jsonl\.gz, \.parquet"
+    ):
+        list(read_articles(ArticleSource(name="rows", path=name), TOPICS))
+
+
 def test_a_file_that_cannot_be_parsed_is_refused_with_who_names_the_row():
     Path("broken.jsonl").write_text(json.dumps(GOOD) + "\n{broken\n", "utf-8")
 

@@ -21,6 +21,8 @@ from copydesk.labels import TopicInfo, TopicList
 from train.config import ArticleSource
 from train.sources.pages import BadRow
 
+_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledArticle:
@@ -57,7 +59,7 @@ def read_articles(source: ArticleSource, topics: TopicList) -> Iterator[Labelled
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: a column is missing, or the label map names an unknown topic.
+        ValueError: the file has another ending, a column is missing, or the label map names an unknown topic.
     """
     rows = _rows(source)
     needed = {source.text_column, source.labels_column} | ({source.title_column} if source.title_column else set())
@@ -88,7 +90,7 @@ def read_articles(source: ArticleSource, topics: TopicList) -> Iterator[Labelled
 
 def _rows(source: ArticleSource) -> datasets.Dataset:
     path = Path(source.path)
-    if source.path.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+    if source.path.endswith(_ENDINGS):
         if not path.is_file():
             raise FileNotFoundError(
                 f"article source {source.name}: there is no file {path}: fetch it, or leave the source out with "
@@ -102,6 +104,11 @@ def _rows(source: ArticleSource) -> datasets.Dataset:
                 f"article source {source.name}: {path} cannot be read ({error}): "
                 "`python -m train.check` names the broken rows"
             ) from error
+    if path.exists():
+        raise ValueError(
+            f"article source {source.name}: {path} is no file whose name ends in {', '.join(_ENDINGS)}: "
+            "convert it to one of these"
+        )
     return datasets.load_dataset(source.path, source.hub_config, split=source.hub_split)
 
 
