@@ -260,8 +260,30 @@ def test_a_label_that_the_map_lacks_is_a_bad_row():
 def test_a_label_map_to_an_unknown_topic_is_refused_at_once():
     Path("map.yaml").write_text("known: [t:9]\n", "utf-8")
 
-    with pytest.raises(ValueError, match="unknown topic 't:9'"):
+    with pytest.raises(ValueError, match=r"map\.yaml maps 'known' to \['t:9'\]: unknown topic 't:9'"):
         articles_from(GOOD, label_map="map.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("- sport\n", "holds list"),
+        ("", "holds NoneType"),
+        ("sport:\n", "maps 'sport' to None"),
+        ("sport: t:3\n", "maps 'sport' to 't:3'"),
+        ("sport: [3]\n", "maps 'sport' to [3]"),
+        ("sport: {a: b}\n", "maps 'sport' to {'a': 'b'}"),
+        ("sport: [\n", "cannot be read"),
+    ],
+)
+def test_a_label_map_of_another_form_is_refused_with_what_was_expected(content, reason):
+    Path("map.yaml").write_text(content, "utf-8")
+
+    with pytest.raises(
+        ValueError, match=r"(?s)the label map map\.yaml .*Expected a list of topic ids for each"
+    ) as refused:
+        articles_from(GOOD, label_map="map.yaml")
+    assert reason in str(refused.value)
 
 
 def test_a_source_decides_only_what_it_can_and_what_it_says():

@@ -22,6 +22,7 @@ from train.config import ArticleSource
 from train.sources.pages import BadRow
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+_MAP_FORM = 'Expected a list of topic ids for each label, as in sport: ["medtop:15000000"], [] where it means no topic'
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def read_articles(source: ArticleSource, topics: TopicList) -> Iterator[Labelled
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file has another ending, a column is missing, or the label map names an unknown topic.
+        ValueError: the file has another ending, a column is missing, or the label map cannot be used.
     """
     rows = _rows(source)
     needed = {source.text_column, source.labels_column} | ({source.title_column} if source.title_column else set())
@@ -115,9 +116,23 @@ def _rows(source: ArticleSource) -> datasets.Dataset:
 def _label_map(source: ArticleSource, topics: TopicList) -> dict[str, list[str]] | None:
     if source.label_map is None:
         return None
-    content = source.label_map.read_text("utf-8")
-    mapped = json.loads(content) if source.label_map.suffix == ".json" else yaml.safe_load(content)
-    return {str(label): topics.with_parents(ids) for label, ids in mapped.items()}
+    path = source.label_map
+    try:
+        content = path.read_text("utf-8")
+        mapped = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"the label map {path} cannot be read: {error}. {_MAP_FORM}") from error
+    if not isinstance(mapped, dict):
+        raise ValueError(f"the label map {path} holds {type(mapped).__name__}. {_MAP_FORM}")  # noqa: TRY004 (a fault of the file)
+    topics_of: dict[str, list[str]] = {}
+    for label, ids in mapped.items():
+        if not isinstance(ids, list) or not all(isinstance(topic, str) for topic in ids):
+            raise ValueError(f"the label map {path} maps {str(label)!r} to {ids!r}. {_MAP_FORM}")
+        try:
+            topics_of[str(label)] = topics.with_parents(ids)
+        except ValueError as error:
+            raise ValueError(f"the label map {path} maps {str(label)!r} to {ids!r}: {error}") from error
+    return topics_of
 
 
 def _article(
