@@ -420,3 +420,30 @@ def test_a_broken_line_is_named(capsys: pytest.CaptureFixture[str]):
         runs.main(["import", "--file", "runs.jsonl"])
 
     assert "runs.jsonl:2 is no exported run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["export", "import"])
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:///broken.db"])
+def test_a_store_that_cannot_be_used_is_named(
+    uri: str, action: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Path("broken.db").write_text("this is no database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    with pytest.raises(SystemExit) as end:
+        runs.main([action, "--file", "runs.jsonl"])
+
+    told = capsys.readouterr().err
+    assert end.value.code == 1
+    assert f"{action}: the MLflow store {uri} cannot be used: " in told
+    assert "Set MLFLOW_TRACKING_URI to one that answers" in told
+    assert not Path("runs.jsonl").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]):
+    Path("runs.jsonl").mkdir()
+
+    with pytest.raises(SystemExit):
+        runs.main(["export", "--file", "runs.jsonl"])
+
+    assert "export: [Errno 21] Is a directory: 'runs.jsonl'" in capsys.readouterr().err

@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from copydesk.registry import tracking_uri
 from train import store as mlflow_store
 from train.sender import replay
 
@@ -156,5 +159,11 @@ def main(arguments: list[str] | None = None) -> None:
             parser.exit(1 if num_waiting else 0)
         else:
             log.info("%d runs of %s imported", import_runs(options.file), options.file)
-    except ValueError as error:
-        parser.exit(1, f"{error}\n")
+    except (mlflow_store.StoreError, SQLAlchemyError, ImportError) as error:  # the last for want of a database's driver
+        parser.exit(
+            1,
+            f"{options.action}: the MLflow store {tracking_uri()} cannot be used: {error}\n"
+            "Set MLFLOW_TRACKING_URI to one that answers, e.g. http://127.0.0.1:5000, or unset it for mlflow.db\n",
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{options.action}: {error}\n")
