@@ -65,7 +65,7 @@ class Baseline:
     def topic_logits(self, texts: Sequence[str]) -> np.ndarray:
         """Return (articles, topics)."""
         logits = np.full((len(texts), len(self.topics)), -30.0)
-        if texts:
+        if texts and any(self.topics):  # else there were no words to learn from
             words = self.topic_words.transform(texts)
             for column, model in enumerate(self.topics):
                 if model is not None:
@@ -95,6 +95,12 @@ def fit(experiment: Experiment) -> dict[str, Any]:
         )
         for split_name in ("train", "validation")
     }
+    for split_name, (pages, _) in rows.items():
+        if not pages:
+            raise ValueError(
+                f"{experiment.prepared} has no {split_name} pages, expected some of each split: "
+                "give pages of more sites"
+            )
     model = _fit(*rows["train"], settings=settings, topics=topics)
     held_out = _held_out(model, *rows["validation"], topics=topics)
     np.savez_compressed(experiment.fitted / "held_out.npz", allow_pickle=False, **held_out)
@@ -124,12 +130,13 @@ def _fit(
     model.topic_words = TfidfVectorizer(
         ngram_range=(1, 2), min_df=2, max_features=settings.max_text_features, sublinear_tf=True, stop_words="english"
     )
-    matrix = model.topic_words.fit_transform(texts)
     log.info("fitting %d articles", len(texts))
+    parted = (holds & decided).any(axis=0) & (~holds & decided).any(axis=0)
+    matrix = model.topic_words.fit_transform(texts) if parted.any() else None
     for column in range(len(topics)):
         known = decided[:, column]
         target = holds[known, column]
-        if target.any() and not target.all():
+        if matrix is not None and parted[column]:
             model.topics.append(LogisticRegression(max_iter=500, **regression).fit(matrix[known], target))
         else:
             model.topics.append(None)
