@@ -161,6 +161,24 @@ def test_plain_yaml_would_read_that_number_as_text():
     assert yaml.safe_load("3e-5") == "3e-5"  # the reason for our own loader
 
 
+@pytest.mark.parametrize(("written", "read"), [("010", 10), ("1_000", 1_000), ("+3", 3)])
+def test_a_whole_number_is_read_as_it_looks(config, written, read):
+    assert load_experiment(config, [f"fit.epochs={written}"]).fit.epochs == read
+
+
+@pytest.mark.parametrize("written", ["1:30", "0x", "0b"])
+def test_what_only_old_yaml_takes_for_a_number_is_refused(config, written):
+    assert "epochs: Input should be a valid integer" in faults_of(config, f"fit.epochs={written}")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(config):
+    config.write_text(TINY + "fit: {kind: baseline}\n", "utf-8")
+
+    told = faults_of(config)
+    assert "the key 'fit' stands on line 9 already" in told
+    assert "line 15" in told
+
+
 def test_words_that_begin_like_numbers_stay_words(config):
     experiment = load_experiment(config, ["release.name=3e-5b", "name=1.2.3"])
 
