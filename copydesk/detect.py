@@ -44,7 +44,7 @@ def detect_kind(text: str) -> Literal["html", "text"]:
     return "text" if len(paragraphs) > 2 and num_blocks < len(paragraphs) / 2 else "html"
 
 
-_BOMS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -56,7 +56,7 @@ _DECLARED = re.compile(rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*
 
 def decode_bytes(data: bytes) -> str:
     """Decode by byte-order mark, else as UTF-8 if it nearly is, else as declared, else as sniffed; never fail."""
-    for mark, encoding in _BOMS:
+    for mark, encoding in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return without_surrogates(data[len(mark) :].decode(encoding, "replace"))
     if wide := _wide_encoding(data[:1_000]):

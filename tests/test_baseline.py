@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from copydesk.predictor import Document
+from train import fit as stage
 from train.arguments import load_experiment
 from train.baseline import MODEL, BaselinePredictor, fit, save
 from train.config import Experiment
@@ -54,4 +55,4 @@ def test_a_split_without_pages_is_refused(experiment, split):
     keep(experiment.prepared / "pages" / f"{split}.parquet", rows=0)
 
     with pytest.raises(ValueError, match=f"has no {split} pages, expected some of each split"):
-        fit(experiment)
+        stage.fit(experiment)

@@ -95,12 +95,6 @@ def fit(experiment: Experiment) -> dict[str, Any]:
         )
         for split_name in ("train", "validation")
     }
-    for split_name, (pages, _) in rows.items():
-        if not pages:
-            raise ValueError(
-                f"{experiment.prepared} has no {split_name} pages, expected some of each split: "
-                "give pages of more sites"
-            )
     model = _fit(*rows["train"], settings=settings, topics=topics)
     held_out = _held_out(model, *rows["validation"], topics=topics)
     np.savez_compressed(experiment.fitted / "held_out.npz", allow_pickle=False, **held_out)

@@ -4,7 +4,6 @@ Knows content types, encodings and gzip; knows nothing of models or queues.
 """
 
 import asyncio
-import codecs
 import json
 import zlib
 from collections.abc import AsyncIterator
@@ -16,7 +15,7 @@ import webencodings
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from copydesk.detect import without_surrogates
+from copydesk.detect import BYTE_ORDER_MARKS, without_surrogates
 from copydesk.page import FailedPage
 from copydesk.predictor import Document
 from copydesk.serve.metering import Meters
@@ -27,7 +26,7 @@ JSON, HTML, TEXT = "application/json", "text/html", "text/plain"
 LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _BLOCK = 2**16
-_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_MARKS = tuple(mark for mark, _ in BYTE_ORDER_MARKS)
 _LIKE_UTF8 = frozenset({"utf-16le", "utf-16be", "iso-2022-jp"})
 """Encodings of which most bytes are valid UTF-8, too."""
 

@@ -145,16 +145,22 @@ def test_each_sample_is_read_in_full(page, number):
         "<pre>goal <bold>talks",
         "1 < 2 and <a > 3, <br/>4",
         "<h1\nclass='a'>goal</h1>",
+        "goal\n\ntalks on <b>Monday</b>.<br>\n\nmatch",
+        "<p>goal</p>\n\n<p>talks</p>\n \nmatch",
+        "goal\n\n<p>talks</p>\n\nmatch",
+        "goal\n\ntalks\n\nmatch <SCRIPT>x</script>",
     ],
 )
 def test_it_tells_html_from_text_as_the_command_does(page, source):
     assert page.evaluate("looksLikeHtml", source) == (detect_kind(source) == "html")
 
 
-def test_it_knows_the_tags_that_the_command_knows():
+@pytest.mark.parametrize("name", ["TAG_LIKE", "DOCUMENT_TAG", "BLOCK_TAG"])
+def test_it_knows_the_tags_that_the_command_knows(name):
     script = files("copydesk.serve").joinpath("playground.html").read_text("utf-8")
 
-    assert re.search(r"const TAG_LIKE = /(.*)/gi;", script)[1].replace(r"\/", "/") == detect._TAG_LIKE.pattern
+    pattern = re.search(rf"const {name} = /(.*)/g?i;", script)[1]
+    assert pattern.replace(r"\/", "/") == getattr(detect, f"_{name}").pattern
 
 
 def test_a_refused_page_leaves_nothing_of_the_one_before(page):
